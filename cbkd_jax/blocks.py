@@ -1,0 +1,224 @@
+"""A network is a tuple of blocks and a head, and a tuple of variable trees.
+
+Nothing here knows a model family. A *part* is a block or the head; parts are
+numbered from shallow to deep, the head last. Any part may be swapped for
+another one with the same interface, which is how a stage's hybrid of teacher
+and student blocks comes about: slicing two tuples, twice.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Tree = Any
+
+
+class BlockOutput(NamedTuple):
+  """What a block returns for `x [batch, height, width, channels]`.
+
+  Attributes:
+    features: the block's features, before any pooling that ends the block.
+    pre_activation: `features` before their last activation; the same array
+      where the block ends without one.
+    output: what goes on to the next part (`features`, pooled where the block
+      ends with pooling).
+    normalized_input: the block's *input* after its first normalisation, for
+      pre-activation networks (WRN), whose cuts lie before that layer.
+  """
+
+  features: Array
+  pre_activation: Array
+  output: Array
+  normalized_input: Array | None = None
+
+
+class HeadOutput(NamedTuple):
+  """What a head returns.
+
+  Attributes:
+    logits: `[batch, classes]`, float32.
+    pooled: `[batch, channels]`, the vector in front of the classifier.
+    normalized_input: as in `BlockOutput`.
+  """
+
+  logits: Array
+  pooled: Array
+  normalized_input: Array | None = None
+
+
+class View(NamedTuple):
+  """What an objective sees of a network: one entry per block in the tuples."""
+
+  logits: Array
+  features: tuple[Array, ...]
+  pre_activations: tuple[Array, ...]
+  pooled: Array
+
+
+class Variables(NamedTuple):
+  """One tree per part in each tuple; `batch_stats` entries may be empty."""
+
+  params: tuple[Tree, ...]
+  batch_stats: tuple[Tree, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """Blocks from shallow to deep and a head, as Linen modules.
+
+  Each block is called as `block(x, train) -> BlockOutput`, the head as
+  `head(x, train) -> HeadOutput`.
+  """
+
+  blocks: tuple[Any, ...]
+  head: Any
+
+  @property
+  def parts(self) -> tuple[Any, ...]:
+    return (*self.blocks, self.head)
+
+
+class Layer(NamedTuple):
+  """How one parametrised layer of a part connects channels (see `wiring`).
+
+  Attributes:
+    path: names from the part's params down to the layer, `/` between them.
+    reads: name of the channel set of its input, None for a normalisation.
+    writes: name of the channel set of its output, None for a classifier.
+  """
+
+  path: str
+  reads: str | None
+  writes: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """How to build a network of a family, at its own widths or smaller ones.
+
+  Attributes:
+    widths: output channels of each block.
+    units: repeated units (convolutions, residual units) in each block.
+    block: `(index, width, units) -> module`. Input channels are inferred.
+    head: `() -> module`.
+    width_step: a block's width is a multiple of this (4 for bottlenecks).
+    wiring: `(index, units) -> tuple[Layer, ...]`, for `init='slice'`; `index
+      == len(widths)` asks for the head's. Channel sets are named freely but
+      for 'input' and 'output', the part's own. None where the family does not
+      say.
+  """
+
+  widths: tuple[int, ...]
+  units: tuple[int, ...]
+  block: Callable[[int, int, int], Any]
+  head: Callable[[], Any]
+  width_step: int = 1
+  wiring: Callable[[int, int], tuple[Layer, ...]] | None = None
+
+  def network(self) -> Network:
+    """The network at the architecture's own widths and units."""
+    return Network(
+      blocks=tuple(
+        self.block(i, width, units)
+        for i, (width, units) in enumerate(zip(self.widths, self.units))
+      ),
+      head=self.head(),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def init(
+  network: Network, rng: Array, image_shape: tuple[int, int, int]
+) -> Variables:
+  """Random variables of every part; a part's do not depend on the others'.
+
+  Args:
+    network: the network.
+    rng: a PRNG key; part i uses `fold_in(rng, i)`.
+    image_shape: (height, width, channels).
+  """
+  x = jnp.zeros((1, *image_shape), jnp.float32)
+  params, batch_stats = [], []
+  for index, part in enumerate(network.parts):
+    out, variables = part.init_with_output(
+      jax.random.fold_in(rng, index), x, train=False
+    )
+    params.append(variables['params'])
+    batch_stats.append(variables.get('batch_stats', {}))
+    x = getattr(out, 'output', None)
+  return Variables(tuple(params), tuple(batch_stats))
+
+
+def run(
+  network: Network,
+  variables: Variables,
+  x: Array,
+  *,
+  train: Sequence[bool] | None = None,
+  start: int = 0,
+  stop: int | None = None,
+) -> tuple[list[Any], tuple[Tree, ...]]:
+  """Runs parts `start` to `stop - 1` on `x`, the output of part `start - 1`.
+
+  Args:
+    network: the network.
+    variables: variables of all its parts (those not run may be None).
+    x: `[batch, height, width, channels]`.
+    train: per part, whether it runs in train mode (batch statistics used and
+      running averages updated); default none does.
+    start: the first part to run.
+    stop: one past the last part to run, default all.
+
+  Returns:
+    The parts' outputs, and the batch_stats of all parts after the run.
+  """
+  parts = network.parts
+  stop = len(parts) if stop is None else stop
+  train = (False,) * len(parts) if train is None else train
+  outputs, batch_stats = [], list(variables.batch_stats)
+  for i in range(start, stop):
+    part_variables = {'params': variables.params[i]}
+    if batch_stats[i]:
+      part_variables['batch_stats'] = batch_stats[i]
+    if train[i]:
+      out, updated = parts[i].apply(
+        part_variables, x, train=True, mutable=['batch_stats']
+      )
+      batch_stats[i] = updated.get('batch_stats', batch_stats[i])
+    else:
+      out = parts[i].apply(part_variables, x, train=False)
+    outputs.append(out)
+    x = getattr(out, 'output', None)
+  return outputs, tuple(batch_stats)
+
+
+def view(outputs: Sequence[Any]) -> View:
+  """The `View` of the outputs of all parts, shallowest first.
+
+  A cut's pre-activation is the next part's normalised input where that part
+  has one (the published WRN code does so), else the block's own.
+  """
+  *blocks, head = outputs
+  pre_activations = tuple(
+    block.pre_activation
+    if following.normalized_input is None
+    else following.normalized_input
+    for block, following in zip(blocks, outputs[1:])
+  )
+  features = tuple(block.features for block in blocks)
+  return View(head.logits, features, pre_activations, head.pooled)
+
+
+def logits(network: Network, variables: Variables, x: Array) -> Array:
+  """`[batch, classes]` logits in eval mode of normalised images `x`."""
+  return run(network, variables, x)[0][-1].logits
+
+
+def count_params(tree: Tree) -> int:
+  """The number of scalars in `tree`."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))

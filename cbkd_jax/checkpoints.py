@@ -1,0 +1,275 @@
+"""Orbax checkpoints of one phase: asynchronous, atomic, checked on restore.
+
+A phase saves what it changes: the trained parts, the objective's variables,
+the optimiser's state, the randomness. Its frozen parts are in the
+checkpoints of the teacher and of the stages before.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from cbkd_jax.blocks import Tree, Variables
+from cbkd_jax.errors import UserError
+from cbkd_jax.step import TrainState
+
+
+def part_names(blocks: int) -> tuple[str, ...]:
+  """Names of a network's parts in checkpoints: 'block_0' ..., 'head'."""
+  return (*(f'block_{i}' for i in range(blocks)), 'head')
+
+
+class PhaseCheckpoints:
+  """The checkpoints of the teacher, a stage or the thaw; the last is kept."""
+
+  def __init__(self, directory: Path):
+    self._directory = directory
+    self._manager = ocp.CheckpointManager(
+      directory.absolute(),
+      options=ocp.CheckpointManagerOptions(max_to_keep=1),
+    )
+
+  def latest(self) -> int | None:
+    """The step of the last complete checkpoint, None if there is none."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, tree: Tree, progress: Mapping[str, Any]) -> None:
+    """Starts to save; returns as soon as the next train step may run.
+
+    Args:
+      step: of the phase.
+      tree: nested dicts of arrays.
+      progress: plain values beside it.
+    """
+    if self._manager.latest_step() == step:
+      return
+    # The step that comes next takes over the state's memory.
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(_copy(_without_empty(tree))),
+        progress=ocp.args.JsonSave(dict(progress)),
+      ),
+    )
+
+  def progress(self) -> dict[str, Any]:
+    """The plain values of the last checkpoint."""
+    step = self._manager.latest_step()
+    args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args)['progress']
+
+  def restore(self, template: Tree) -> Tree:
+    """The last checkpoint's arrays, as numpy.
+
+    Args:
+      template: a tree with the expected shapes and types; what the
+        checkpoint has beyond it is left out.
+
+    Raises:
+      UserError: it doesn't fit; names the entry and both shapes.
+    """
+    step = self._manager.latest_step()
+    directory = self._directory.absolute() / str(step) / 'state'
+    return restore_tree(directory, template)
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+def restore_tree(directory: Path, template: Tree) -> Tree:
+  """Reads an orbax checkpoint of nested dicts of arrays.
+
+  Args:
+    directory: the checkpoint.
+    template: the expected shapes and types; may be a subset of its entries.
+
+  Raises:
+    UserError: it can't be read or doesn't fit.
+  """
+  checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+  try:
+    saved = checkpointer.metadata(directory).item_metadata.tree
+  except Exception as error:
+    raise UserError(
+      f'checkpoint {directory}: cannot be read as an orbax checkpoint: '
+      f'{" ".join(str(error).split())[:160]}'
+    ) from None
+  found = {_name(path): leaf for path, leaf in _leaves(saved)}
+  for path, leaf in _leaves(template):
+    name = _name(path)
+    if name not in found:
+      raise UserError(
+        f'checkpoint {directory} does not fit: it has no {name}, which must '
+        f'have shape {tuple(leaf.shape)}'
+      )
+    if tuple(found[name].shape) != tuple(leaf.shape):
+      raise UserError(
+        f'checkpoint {directory} does not fit: {name} has shape '
+        f'{tuple(found[name].shape)} there, but {tuple(leaf.shape)} here'
+      )
+  return checkpointer.restore(
+    directory,
+    args=ocp.args.PyTreeRestore(
+      item=template,
+      restore_args=jax.tree.map(
+        lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype),
+        template,
+      ),
+      partial_restore=True,
+    ),
+  )
+
+
+def _leaves(tree: Tree) -> list[tuple[Any, Any]]:
+  return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _name(path: Sequence[Any]) -> str:
+  return '/'.join(str(getattr(k, 'key', getattr(k, 'idx', k))) for k in path)
+
+
+def state_to_tree(state: TrainState, trained: Sequence[bool]) -> Tree:
+  """What a stage changes, as nested dicts; see `tree_to_state`."""
+  names = part_names(len(trained) - 1)
+  chosen = [i for i, t in enumerate(trained) if t]
+  return {
+    'step': state.step,
+    'rng': state.rng,
+    'params': {names[i]: state.params[i] for i in chosen},
+    'batch_stats': {
+      names[i]: state.batch_stats[i] for i in chosen if state.batch_stats[i]
+    },
+    'objective': {
+      'params': _numbered(state.params[-1]),
+      'state': _numbered(state.objective_state),
+    },
+    'opt_state': _numbered(state.opt_state),
+  }
+
+
+def _numbered(tree: Tree) -> dict[str, Any]:
+  """Leaves in order: optax's and methods' own containers need no schema."""
+  return {f'{i:05d}': leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _unnumbered(tree: Mapping[str, Any], like: Tree) -> Tree:
+  leaves = [tree[name] for name in sorted(tree)]
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def tree_to_state(
+  checkpoints: PhaseCheckpoints, state: TrainState, trained: Sequence[bool]
+) -> TrainState:
+  """`state` with what the phase's last checkpoint holds.
+
+  Raises:
+    UserError: the checkpoint doesn't fit the state.
+  """
+  tree = _without_empty(state_to_tree(state, trained))
+  tree = checkpoints.restore(tree)
+  names = part_names(len(trained) - 1)
+  params, stats = list(state.params), list(state.batch_stats)
+  for i, name in enumerate(names):
+    params[i] = tree['params'].get(name, params[i])
+    stats[i] = tree.get('batch_stats', {}).get(name, stats[i])
+  objective = tree.get('objective', {})
+  params[-1] = _unnumbered(objective.get('params', {}), params[-1])
+  return TrainState(
+    step=tree['step'],
+    params=tuple(params),
+    batch_stats=tuple(stats),
+    objective_state=_unnumbered(
+      objective.get('state', {}), state.objective_state
+    ),
+    opt_state=_unnumbered(tree['opt_state'], state.opt_state),
+    rng=tree['rng'],
+  )
+
+
+def variables_to_tree(variables: Variables) -> Tree:
+  """A whole network's variables as nested dicts, by part."""
+  names = part_names(len(variables.params) - 1)
+  return {
+    'params': dict(zip(names, variables.params)),
+    'batch_stats': {n: s for n, s in zip(names, variables.batch_stats) if s},
+  }
+
+
+def read_variables(
+  directory: Path, template: Variables, parts: Sequence[int] | None = None
+) -> Variables:
+  """Reads some or all parts of a network from a checkpoint.
+
+  Args:
+    directory: an orbax checkpoint with 'params' and 'batch_stats' by part.
+    template: the network's variables, or their shapes.
+    parts: which ones to read (default all); the others stay `template`'s.
+
+  Raises:
+    UserError: it doesn't fit; names the part and both shapes.
+  """
+  names = part_names(len(template.params) - 1)
+  wanted = range(len(names)) if parts is None else parts
+  tree = {
+    'params': {names[i]: template.params[i] for i in wanted},
+    'batch_stats': {
+      names[i]: template.batch_stats[i]
+      for i in wanted
+      if template.batch_stats[i]
+    },
+  }
+  tree = restore_tree(directory, _without_empty(tree))
+  params, stats = list(template.params), list(template.batch_stats)
+  for i in wanted:
+    params[i] = tree['params'][names[i]]
+    stats[i] = tree.get('batch_stats', {}).get(names[i], stats[i])
+  return Variables(tuple(params), tuple(stats))
+
+
+def write_variables(directory: Path, variables: Variables) -> None:
+  """Writes a whole network's variables as one orbax checkpoint."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = _without_empty(variables_to_tree(variables))
+    checkpointer.save(directory.absolute(), tree, force=True)
+
+
+def teacher_checkpoint(path: str) -> Path:
+  """The checkpoint that `config.teacher.checkpoint` means.
+
+  Args:
+    path: a workdir (its finished teacher), a phase's directory in one (its
+      last checkpoint), or an orbax checkpoint itself.
+
+  Raises:
+    UserError: nothing of that kind is there.
+  """
+  root = Path(path).expanduser().absolute()
+  for directory in (root / 'teacher', root):
+    steps = [d for d in directory.glob('[0-9]*') if (d / 'state').is_dir()]
+    if steps:
+      return max(steps, key=lambda d: int(d.name)) / 'state'
+  for directory in (root / 'state', root):
+    if (directory / '_METADATA').exists():
+      return directory
+  raise UserError(
+    f'teacher.checkpoint = {path!r}: neither a workdir with a teacher nor an '
+    'orbax checkpoint'
+  )
+
+
+def _without_empty(tree: Tree) -> Tree:
+  """Nested dicts without empty ones, which orbax does not store."""
+  if not isinstance(tree, Mapping):
+    return tree
+  pruned = {k: _without_empty(v) for k, v in tree.items()}
+  return {k: v for k, v in pruned.items() if not isinstance(v, Mapping) or v}

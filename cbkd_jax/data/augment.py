@@ -1,0 +1,150 @@
+"""From uint8 images on the device to the network's input, inside the step."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cbkd_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+  """What happens to the pixels; hashable, so that a step can be static in it.
+
+  Attributes:
+    pad: black pixels on every side before a random crop to the old size.
+    flip: whether half of the images are mirrored left to right.
+    mean: per channel, for pixels scaled to 0..1.
+    std: likewise.
+
+  Raises:
+    UserError: a number out of its range.
+  """
+
+  pad: int
+  flip: bool
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def __post_init__(self):
+    if self.pad < 0:
+      raise UserError(f'data.pad = {self.pad}, but it must be 0 or more')
+    if len(self.mean) != len(self.std):
+      raise UserError(
+        f'data.mean = {self.mean} and data.std = {self.std} differ in length'
+      )
+    if not all(s > 0 for s in self.std):
+      raise UserError(f'data.std = {self.std}, but each must be above 0')
+
+
+def normalise(
+  images: jax.Array, augmentation: Augmentation, dtype=jnp.float32
+) -> jax.Array:
+  """Shifts and scales pixels to mean 0 and deviation 1 of the train split.
+
+  Args:
+    images: uint8 [n, height, width, channels].
+    augmentation: holds `mean` and `std`.
+    dtype: of the result; computed in float32 either way.
+
+  Returns:
+    (images / 255 - mean) / std, [n, height, width, channels].
+  """
+  mean = jnp.asarray(augmentation.mean, jnp.float32).reshape(1, 1, 1, -1)
+  std = jnp.asarray(augmentation.std, jnp.float32).reshape(1, 1, 1, -1)
+  assert images.shape[-1] == mean.size, (images.shape, augmentation.mean)
+  return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
+
+
+def augment(
+  images: jax.Array,
+  rng: jax.Array,
+  positions: jax.Array,
+  augmentation: Augmentation,
+) -> jax.Array:
+  """Random crops and flips, then `normalise`.
+
+  Pixels are padded with black before normalising, as the published CIFAR
+  recipes do (`RandomCrop(32, padding=4)` on the raw image).
+
+  Args:
+    images: uint8 [n, height, width, channels].
+    rng: the step's key.
+    positions: int32 [n], each example's position in the global batch. An
+      example's randomness is `fold_in(rng, position)`, so that it does not
+      depend on how many devices share the batch.
+    augmentation: what to do.
+
+  Returns:
+    float32 [n, height, width, channels].
+  """
+  pad, flip = augmentation.pad, augmentation.flip
+  if pad or flip:
+    rows, columns, mirrored = _draws(rng, positions, pad)
+    if pad:
+      images = _crop(images, rows, columns, pad)
+    if flip:
+      images = jnp.where(
+        mirrored[:, None, None, None], images[:, :, ::-1], images
+      )
+  return normalise(images, augmentation)
+
+
+def _draws(
+  rng: jax.Array, positions: jax.Array, pad: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Per example the crop's first row and column, and whether it is flipped."""
+  ends = jnp.array([2 * pad + 1, 2 * pad + 1, 2])
+
+  def draw(position: jax.Array) -> jax.Array:
+    return jax.random.randint(jax.random.fold_in(rng, position), (3,), 0, ends)
+
+  row, column, mirrored = jax.vmap(draw)(positions).T
+  return row, column, mirrored == 1
+
+
+def _crop(
+  images: jax.Array, rows: jax.Array, columns: jax.Array, pad: int
+) -> jax.Array:
+  """Pads with zeros and cuts out the old size from the given corners."""
+  shape = images.shape[1:]
+  padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+  # One batched gather of uint8; on CPUs it takes 0.6 ms for 128 images of
+  # 32x32, a third of gathering rows and then columns.
+  def cut(image: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice(image, (row, column, 0), shape)
+
+  return jax.vmap(cut)(padded, rows, columns)
+
+
+def channel_stats(
+  images: np.ndarray,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and standard deviation of each channel, for pixels scaled to 0..1.
+
+  Args:
+    images: uint8 [n, height, width, channels].
+
+  Returns:
+    (mean, std), each one float per channel.
+  """
+  # Sums of integers are exact: no rounding, whatever the number of images.
+  total = np.zeros(images.shape[-1], np.int64)
+  squares = np.zeros(images.shape[-1], np.int64)
+  for start in range(0, len(images), 1000):
+    chunk = images[start : start + 1000].astype(np.int64)
+    total += chunk.sum(axis=(0, 1, 2))
+    squares += (chunk * chunk).sum(axis=(0, 1, 2))
+  count = images.size // images.shape[-1]
+  mean = total / count
+  # The variance's numerator as Python integers: exact, so never below 0.
+  variance = [
+    (count * int(q) - int(t) ** 2) / count**2 for t, q in zip(total, squares)
+  ]
+  return (
+    tuple((mean / 255).tolist()),
+    tuple((np.sqrt(variance) / 255).tolist()),
+  )

@@ -1,0 +1,233 @@
+"""From a config to the objects of a run, everything checked on the way."""
+
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cbkd_jax import (
+  compression,
+  initialization,
+  models,
+  objectives,
+  stages,
+  step,
+)
+from cbkd_jax.blocks import Architecture, Network
+from cbkd_jax.data.augment import Augmentation
+from cbkd_jax.errors import UserError
+from cbkd_jax.fit import Pace
+from cbkd_jax.stages import Stage
+
+_STEPS_PER_CALL = 100  # where a backend runs loops well
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """The objects of a run; they need no data.
+
+  Attributes:
+    config: the resolved config as nested plain values.
+    architecture: the teacher's, its batch statistics over all replicas.
+    local: the same without a replicas' axis, for work outside of a step.
+    student: the compressed network, of `architecture`'s blocks.
+    stages: the plan.
+    teacher_training: how the teacher is trained.
+    replicas: the devices that share a batch.
+    pace: how often what happens.
+  """
+
+  config: Mapping[str, Any]
+  architecture: Architecture
+  local: Architecture
+  student: compression.Student
+  stages: tuple[Stage, ...]
+  teacher_training: stages.Training
+  replicas: step.Replicas
+  pace: Pace
+
+  @property
+  def dtype(self) -> Any:
+    return jnp.dtype(self.config['compute_dtype'])
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    return tuple(self.config['data']['image_shape'])
+
+  @functools.cached_property
+  def teacher_network(self) -> Network:
+    return self.architecture.network()
+
+  def network(self, stage: Stage, local: bool = False) -> Network:
+    """The network that a stage trains: a hybrid, or the folded student.
+
+    Args:
+      stage: the stage.
+      local: without a replicas' axis.
+    """
+    student = self.student
+    if local:
+      student = dataclasses.replace(student, teacher=self.local)
+    teacher = student.teacher.network()
+    student = student.network(self.dtype, stage.folded)
+    blocks = tuple(
+      s if is_student else t
+      for s, t, is_student in zip(student.blocks, teacher.blocks, stage.student)
+    )
+    return Network(blocks, student.head)
+
+  def spec(
+    self, stage: Stage, augmentation: Augmentation, local: bool = False
+  ) -> step.StepSpec:
+    """What is static in a stage's step."""
+    objective = objectives.parse(stage.objective)
+    architecture = self.local if local else self.architecture
+    teacher = architecture.network() if objective.uses_teacher else None
+    return step.StepSpec(
+      student=self.network(stage, local),
+      teacher=teacher,
+      objective=objective,
+      training=stage.training,
+      trained=stage.trained,
+      shared=stage.shared,
+      augmentation=augmentation,
+      image_shape=self.image_shape,
+      sync_batch_norm=self.config['sync_batch_norm'],
+    )
+
+  def teacher_spec(self, augmentation: Augmentation) -> step.StepSpec:
+    """What is static in the teacher's own training step."""
+    return step.StepSpec(
+      student=self.teacher_network,
+      teacher=None,
+      objective=objectives.parse('ce'),
+      training=self.teacher_training,
+      trained=(True,) * len(self.teacher_network.parts),
+      shared=0,
+      augmentation=augmentation,
+      image_shape=self.image_shape,
+      sync_batch_norm=self.config['sync_batch_norm'],
+    )
+
+  def rng(self, phase: str) -> jax.Array:
+    """The key of a phase's randomness."""
+    return jax.random.fold_in(jax.random.key(self.config['seed']), _hash(phase))
+
+  def sample_seed(self, phase: str) -> int:
+    """Chooses the order of a phase's examples."""
+    return self.config['seed'] * 2**32 + _hash(phase)
+
+
+def _hash(phase: str) -> int:
+  return zlib.crc32(phase.encode())
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+  """Checks a config as a whole and makes the run's objects.
+
+  Args:
+    config: every field, as nested plain values, each checked by itself.
+
+  Returns:
+    The experiment.
+
+  Raises:
+    UserError: naming the field, its value and what is allowed.
+  """
+  data, teacher = config['data'], config['teacher']
+  axis = step.AXIS if config['sync_batch_norm'] else None
+  build_model = functools.partial(
+    models.build,
+    teacher['model'],
+    num_classes=data['classes'],
+    image_shape=tuple(data['image_shape']),
+    dtype=jnp.dtype(config['compute_dtype']),
+  )
+  try:
+    architecture, local = build_model(axis_name=axis), build_model()
+  except UserError as error:
+    raise UserError(f'teacher.model: {error}') from None
+  plan = stages.plan(
+    order=config['order'],
+    blocks=len(architecture.widths),
+    inherit=config['inherit'],
+    train_size=data['train_size'],
+    batch_size=config['batch_size'],
+    objective=config['objective'],
+    stage=config['stage'],
+    stage_overrides=config['stage_overrides'],
+    thaw=config['thaw'],
+  )
+  # Parsing is the check; the field is the one where it was written.
+  objectives.parse(config['objective'])
+  for name, fields in config['stage_overrides'].items():
+    if fields['objective'] is not None:
+      objectives.parse(fields['objective'], f'stage_overrides.{name}.objective')
+  if config['thaw']['objective'] is not None:
+    objectives.parse(config['thaw']['objective'], 'thaw.objective')
+  keep = config['compression']
+  student = compression.compress(
+    architecture,
+    keep=keep['keep'],
+    depth=keep['depth'],
+    inherit=config['inherit'],
+    width_multiple_of=keep['width_multiple_of'],
+    allow_any_order=keep['allow_any_order'],
+  )
+  if keep['init'] == 'slice' and architecture.wiring is None:
+    raise UserError(
+      "compression.init = 'slice': this teacher.model gives no wiring; "
+      f'allowed: {", ".join(i for i in initialization.INITS if i != "slice")}'
+    )
+  devices = tuple(jax.local_devices())
+  if config['batch_size'] % len(devices):
+    raise UserError(
+      f'batch_size = {config["batch_size"]}: must be a multiple of the '
+      f'number of devices, {len(devices)}'
+    )
+  per_call = config['steps_per_call'] or (
+    1 if devices[0].platform == 'cpu' else _STEPS_PER_CALL
+  )
+  teacher_fields = {
+    k: v for k, v in teacher.items() if k not in ('model', 'checkpoint')
+  }
+  return Experiment(
+    config=config,
+    architecture=architecture,
+    local=local,
+    student=student,
+    stages=plan,
+    teacher_training=stages.training(
+      teacher_fields, data['train_size'], config['batch_size']
+    ),
+    replicas=step.Replicas(config['spmd'], devices),
+    pace=Pace(
+      batch_size=config['batch_size'],
+      per_call=per_call,
+      checkpoint_every=config['checkpoint_every_steps'],
+      log_every=config['log_every_steps'],
+    ),
+  )
+
+
+def plan_augmentation(config: Mapping[str, Any]) -> Augmentation:
+  """The augmentation as far as the config alone tells; for plans."""
+  data = config['data']
+  channels = data['image_shape'][-1]
+  return Augmentation(
+    pad=data['pad'],
+    flip=data['flip'],
+    mean=tuple(data['mean']) or (0.5,) * channels,
+    std=tuple(data['std']) or (0.25,) * channels,
+  )
+
+
+def local_batch(experiment: Experiment) -> int:
+  """Examples per device and step."""
+  devices = len(experiment.replicas.devices)
+  return math.ceil(experiment.pace.batch_size / devices)

@@ -1,0 +1,204 @@
+"""One phase of training: the loop over steps, with its checkpoints."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cbkd_jax import checkpoints, step
+from cbkd_jax.blocks import Variables
+from cbkd_jax.data import sampler
+from cbkd_jax.errors import NonFiniteLossError, Preempted
+from cbkd_jax.monitoring import Monitor
+from cbkd_jax.optimizer import learning_rate_fn
+
+
+class Resident(NamedTuple):
+  """A split on the devices: uint8 `[n, h, w, c]`, int32 `[n]`."""
+
+  images: jax.Array
+  labels: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+  """How often what happens, in steps.
+
+  Attributes:
+    batch_size: examples per step, over all devices.
+    per_call: steps in one call of the device; calls end at multiples of it.
+    checkpoint_every: a checkpoint at the first call's end after so many.
+    log_every: a record in metrics.jsonl.
+  """
+
+  batch_size: int
+  per_call: int
+  checkpoint_every: int
+  log_every: int
+
+
+@dataclasses.dataclass
+class Clock:
+  """Time spent in a phase, over all its sessions, in seconds."""
+
+  seconds: float = 0.0
+  compile_seconds: float = 0.0
+
+  def examples_per_second(self, examples: int) -> float:
+    """Of the steps alone, without compiling."""
+    return examples / max(self.seconds - self.compile_seconds, 1e-9)
+
+
+def fit(
+  name: str,
+  spec: step.StepSpec,
+  state: step.TrainState,
+  teacher: Variables | None,
+  train: Resident,
+  *,
+  replicas: step.Replicas,
+  pace: Pace,
+  sample_seed: int,
+  saved: checkpoints.PhaseCheckpoints,
+  monitor: Monitor,
+  steps_before: int,
+  interrupted: Callable[[], bool],
+  clock: Clock,
+) -> tuple[step.TrainState, dict[str, float]]:
+  """Trains from the state's step to the phase's end.
+
+  Args:
+    name: of the phase.
+    spec: what is static in its step.
+    state: where to start; on the devices. It is used up.
+    teacher: the teacher's variables, on the devices.
+    train: the train split, on the devices.
+    replicas: the devices.
+    pace: how often what happens.
+    sample_seed: chooses the order of the examples.
+    saved: where checkpoints go.
+    monitor: where metrics go.
+    steps_before: steps of earlier phases, for TensorBoard's axis.
+    interrupted: says whether to stop.
+    clock: time spent; is updated.
+
+  Returns:
+    The last state, and the last step's metrics.
+
+  Raises:
+    NonFiniteLossError: naming phase, step and term. Nothing is saved whose
+      loss was not seen to be finite.
+    Preempted: `interrupted`; the state is saved.
+  """
+  total = spec.training.steps
+  run = step.compiled_train(spec, replicas)
+  rate = learning_rate_fn(spec.training)
+  devices = len(replicas.devices)
+  # Two collective programs at a time can starve each other of threads on
+  # virtual CPU devices; on a single one there is nothing to gain.
+  waits = replicas.devices[0].platform == 'cpu'
+  num_examples = train.images.shape[0]
+  done = int(state.step)
+  began, before = time.monotonic(), clock.seconds
+  compiled: set[int] = set()
+  last: dict[str, float] = {}
+  pending = None
+
+  def see(end: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    """Reads the metrics of the call that ended at step `end`."""
+    values = jax.device_get(metrics)
+    count = len(values['loss'])
+    for i in range(count):
+      at = end - count + i + 1
+      row = {key: float(value[i]) for key, value in values.items()}
+      _check_finite(name, at, row)
+      if at % pace.log_every == 0 or at == total:
+        monitor.write(
+          name,
+          at,
+          steps_before + at,
+          {
+            'examples': at * pace.batch_size,
+            **row,
+            'learning_rate': float(rate(at - 1)),
+          },
+        )
+    speed = clock.examples_per_second(end * pace.batch_size)
+    bar.update(end, row, speed)
+    return row
+
+  with monitor.progress(name, done, total) as bar:
+    while done < total:
+      if interrupted():
+        if pending:
+          see(*pending)
+        _save(saved, done, state, spec, monitor, clock)
+        raise Preempted(f'{name}: stopped at step {done} of {total}, saved')
+      end = min((done // pace.per_call + 1) * pace.per_call, total)
+      rows = sampler.indices(
+        sample_seed, num_examples, pace.batch_size, done, end - done
+      )
+      rows = rows.reshape(end - done, devices, -1).swapaxes(0, 1)
+      call_began = time.monotonic()
+      state, metrics = run(state, teacher, *train, np.ascontiguousarray(rows))
+      if end - done not in compiled:
+        compiled.add(end - done)
+        clock.compile_seconds += time.monotonic() - call_began
+      # The metrics are read one call late, while the device is busy.
+      if pending:
+        last = see(*pending)
+      pending = (end, metrics)
+      due = end // pace.checkpoint_every > done // pace.checkpoint_every
+      if waits or due or end == total or interrupted():
+        last = see(*pending)
+        pending = None
+      done = end
+      clock.seconds = before + time.monotonic() - began
+      if due and done < total:
+        _save(saved, done, state, spec, monitor, clock)
+  return state, last
+
+
+def _check_finite(name: str, at: int, row: Mapping[str, float]) -> None:
+  """Terms are looked at first: they say more than their sum."""
+  for key in sorted(row, key=lambda k: k in ('loss', 'grad_norm')):
+    if not math.isfinite(row[key]):
+      raise NonFiniteLossError(
+        f'{name}, step {at}: {key} is {row[key]}; the last checkpoint is kept'
+      )
+
+
+def _save(
+  saved: checkpoints.PhaseCheckpoints,
+  done: int,
+  state: step.TrainState,
+  spec: step.StepSpec,
+  monitor: Monitor,
+  clock: Clock,
+  results: Mapping[str, Any] | None = None,
+) -> None:
+  saved.save(
+    done,
+    checkpoints.state_to_tree(state, spec.trained),
+    {
+      'clock': dataclasses.asdict(clock),
+      'metrics_position': monitor.position(),
+      'results': results,
+    },
+  )
+
+
+def finish(
+  saved: checkpoints.PhaseCheckpoints,
+  state: step.TrainState,
+  spec: step.StepSpec,
+  monitor: Monitor,
+  clock: Clock,
+  results: Mapping[str, Any],
+) -> None:
+  """Saves a phase's last state together with its results."""
+  _save(saved, int(state.step), state, spec, monitor, clock, results)

@@ -1,0 +1,92 @@
+"""Layers that the families share, with the settings of the published code.
+
+Parameters and running statistics are float32 whatever the compute `dtype`.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cbkd_jax.blocks import Array, HeadOutput, Layer
+
+# Flax's own default momentum is 0.99; torch's 0.1 is 0.9 in flax's sense.
+BATCH_NORM_MOMENTUM = 0.9
+BATCH_NORM_EPSILON = 1e-5
+
+# He et al. (2015), by fan-out: keeps the size of gradients through ReLUs.
+CONV_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# Uniform in ±1/sqrt(fan_in), as torch draws its linear layers.
+DENSE_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def conv(
+  width: int,
+  kernel: int = 3,
+  stride: int = 1,
+  *,
+  use_bias: bool = False,
+  dtype: Any,
+  name: str,
+) -> nn.Conv:
+  """A square convolution of odd `kernel`, padded alike on every side.
+
+  'SAME' would pad an even image on the right only where `stride` is 2, which
+  shifts the image against that of the published networks.
+  """
+  return nn.Conv(
+    width,
+    (kernel, kernel),
+    strides=stride,
+    padding=kernel // 2,
+    use_bias=use_bias,
+    kernel_init=CONV_INIT,
+    dtype=dtype,
+    name=name,
+  )
+
+
+def batch_norm(
+  train: bool, *, dtype: Any, axis_name: str | None, name: str
+) -> nn.BatchNorm:
+  """Batch normalisation; `axis_name` synchronises its batch statistics."""
+  return nn.BatchNorm(
+    use_running_average=not train,
+    momentum=BATCH_NORM_MOMENTUM,
+    epsilon=BATCH_NORM_EPSILON,
+    dtype=dtype,
+    axis_name=axis_name,
+    name=name,
+  )
+
+
+def pool_and_classify(
+  x: Array, num_classes: int, normalized_input: Array | None = None
+) -> HeadOutput:
+  """Global average pooling and a dense layer, for use in a compact method.
+
+  Both compute in float32: they are a vanishing part of the work, and losses
+  want their logits unrounded.
+
+  Args:
+    x: `[batch, height, width, channels]`.
+    num_classes: the number of logits.
+    normalized_input: passed on.
+  """
+  pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+  classifier = nn.Dense(num_classes, kernel_init=DENSE_INIT, name='classifier')
+  return HeadOutput(classifier(pooled), pooled, normalized_input)
+
+
+class PoolingHead(nn.Module):
+  """The head of the families whose blocks end with an activation."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> HeadOutput:
+    del train  # Nothing in here depends on it.
+    return pool_and_classify(x, self.num_classes)
+
+
+POOLING_HEAD_WIRING = (Layer('classifier', 'input', None),)

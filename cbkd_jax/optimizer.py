@@ -1,0 +1,74 @@
+"""Schedules, the optax chain, and the mask that freezes parts."""
+
+from collections.abc import Sequence
+
+import optax
+
+from cbkd_jax.stages import Training
+
+
+def learning_rate_fn(training: Training) -> optax.Schedule:
+  """The learning rate as a function of the step (0 before the first update).
+
+  Args:
+    training: its `schedule` is 'cosine' (to 0 at the last step), 'step'
+      (times `decay` at each of `milestones`) or 'constant'; `warmup` is the
+      fraction of the steps over which the rate rises linearly from 0.
+
+  Returns:
+    An optax schedule.
+  """
+  peak, steps = training.learning_rate, training.steps
+  warmup = round(training.warmup * steps)
+  rest = max(1, steps - warmup)
+  if training.schedule == 'cosine':
+    main = optax.cosine_decay_schedule(peak, rest)
+  elif training.schedule == 'step':
+    # Milestones count from the phase's start, the schedule from the warm-up's
+    # end.
+    boundaries = {
+      max(1, round(m * steps) - warmup): training.decay
+      for m in training.milestones
+    }
+    main = optax.piecewise_constant_schedule(peak, boundaries)
+  else:
+    main = optax.constant_schedule(peak)
+  if not warmup:
+    return main
+  rise = optax.linear_schedule(0.0, peak, warmup)
+  return optax.join_schedules([rise, main], [warmup])
+
+
+def make_optimizer(
+  training: Training, trained: Sequence[bool]
+) -> optax.GradientTransformation:
+  """The optimiser of a stage, over a tuple of per-part parameter trees.
+
+  Clipping, weight decay and momentum all sit *inside* the mask: they see the
+  trained parts alone, and no optimiser state exists for the others. (Outside
+  of it, decay would shrink frozen weights and a clip would count frozen
+  gradients.)
+
+  Args:
+    training: the phase's settings.
+    trained: per part, whether it trains.
+
+  Returns:
+    A transformation whose updates of frozen parts are zero.
+  """
+  chain = []
+  if training.clip_norm:
+    chain.append(optax.clip_by_global_norm(training.clip_norm))
+  schedule = learning_rate_fn(training)
+  if training.optimizer == 'adamw':
+    chain.append(
+      optax.adamw(schedule, weight_decay=training.weight_decay, nesterov=False)
+    )
+  else:
+    if training.weight_decay:
+      chain.append(optax.add_decayed_weights(training.weight_decay))
+    momentum = training.momentum or None
+    chain.append(optax.sgd(schedule, momentum, nesterov=training.nesterov))
+  return optax.selective_transform(
+    optax.chain(*chain), freeze_mask=tuple(not t for t in trained)
+  )

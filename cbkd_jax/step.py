@@ -1,0 +1,359 @@
+"""The train step of every stage, the forward pass, and how both become SPMD.
+
+`train_step` is one replica's step, pure, its cross-replica sums in sight.
+`spmd` at the end is the only place that knows pmap and shard_map.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cbkd_jax import blocks
+from cbkd_jax.blocks import Network, Tree, Variables, View
+from cbkd_jax.data.augment import Augmentation, augment, normalise
+from cbkd_jax.objectives import Objective
+from cbkd_jax.optimizer import make_optimizer
+from cbkd_jax.stages import Training
+
+AXIS = 'batch'  # the replicas' axis: gradients, metrics, batch statistics
+
+
+class TrainState(NamedTuple):
+  """Everything a stage changes.
+
+  Attributes:
+    step: steps taken in this stage, int32.
+    params: a tree per part of the network, then the objective's own.
+    batch_stats: a tree per part of the network.
+    objective_state: the objective's variables that are not trained.
+    opt_state: of the trained parts and the objective's parameters alone.
+    rng: key data (uint32) of the stage; step t uses `fold_in(rng, t)`.
+  """
+
+  step: jax.Array
+  params: tuple[Tree, ...]
+  batch_stats: tuple[Tree, ...]
+  objective_state: Tree
+  opt_state: Tree
+  rng: jax.Array
+
+  @property
+  def variables(self) -> Variables:
+    return Variables(self.params[:-1], self.batch_stats)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+  """What is static in a stage's step; equal specs share one program.
+
+  Attributes:
+    student: the stage's network (a hybrid, or the folded student).
+    teacher: the teacher's network; None where the objective has no use for
+      one.
+    objective: what is minimised.
+    training: optimiser and schedule.
+    trained: per part of the student, whether it trains.
+    shared: leading parts that are the teacher's own and frozen.
+    augmentation: of the images.
+    image_shape: (height, width, channels).
+    sync_batch_norm: whether batch statistics are those of the global batch.
+  """
+
+  student: Network
+  teacher: Network | None
+  objective: Objective
+  training: Training
+  trained: tuple[bool, ...]
+  shared: int
+  augmentation: Augmentation
+  image_shape: tuple[int, int, int]
+  sync_batch_norm: bool = True
+
+  @property
+  def tx(self) -> optax.GradientTransformation:
+    return make_optimizer(self.training, (*self.trained, True))
+
+
+def views(
+  spec: StepSpec,
+  student: Variables,
+  teacher: Variables | None,
+  x: jax.Array,
+  train: Sequence[bool],
+) -> tuple[View, View | None, tuple[Tree, ...]]:
+  """Student's view, teacher's view and the student's batch_stats afterwards.
+
+  The shared prefix runs once, for both. It is frozen, so everything that
+  reaches the first trained part is a constant of the differentiation: no
+  backward pass goes below that part.
+  """
+  shared = spec.shared
+  prefix, _ = blocks.run(spec.student, student, x, stop=shared)
+  if shared:
+    x = prefix[-1].output
+  prefix, x = jax.lax.stop_gradient((prefix, x))
+  teacher_view = None
+  if spec.teacher is not None:
+    rest, _ = blocks.run(spec.teacher, teacher, x, start=shared)
+    teacher_view = jax.lax.stop_gradient(blocks.view([*prefix, *rest]))
+  rest, batch_stats = blocks.run(
+    spec.student, student, x, train=train, start=shared
+  )
+  return blocks.view([*prefix, *rest]), teacher_view, batch_stats
+
+
+def create_train_state(
+  spec: StepSpec,
+  student: Variables,
+  teacher: Variables | None,
+  rng: jax.Array,
+) -> TrainState:
+  """The state before a stage's first step.
+
+  Args:
+    spec: the stage.
+    student: the network's variables. They are copied: the step donates its
+      state, and a hybrid's frozen parts are the teacher's own arrays.
+    teacher: the teacher's variables; None where the objective has no use
+      for a teacher.
+    rng: the key of the stage's randomness.
+
+  Returns:
+    The state, on the default device.
+  """
+  student = jax.tree.map(jnp.array, student)
+  return _create(spec, student, teacher, rng)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _create(spec, student, teacher, rng):
+  student_view, teacher_view, _ = jax.eval_shape(
+    lambda s, t, x: views(spec, s, t, x, (False,) * len(spec.trained)),
+    student,
+    teacher,
+    jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.float32),
+  )
+  params, state = spec.objective.init(
+    jax.random.fold_in(rng, 1), student_view, teacher_view
+  )
+  params = (*student.params, params)
+  return TrainState(
+    step=jnp.int32(0),
+    params=params,
+    batch_stats=student.batch_stats,
+    objective_state=state,
+    opt_state=spec.tx.init(params),
+    rng=jax.random.key_data(jax.random.fold_in(rng, 0)),
+  )
+
+
+def train_step(
+  spec: StepSpec,
+  state: TrainState,
+  teacher: Variables | None,
+  images: jax.Array,
+  labels: jax.Array,
+  indices: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One step of one replica.
+
+  Args:
+    spec: the stage (static).
+    state: the same on every replica.
+    teacher: the teacher's variables; parts before `spec.shared` may be None.
+    images: the whole train split, `[examples, height, width, channels]` uint8.
+    labels: `[examples]`.
+    indices: `[local_batch]`, this replica's share of the batch.
+
+  Returns:
+    The new state, and metrics over the global batch: 'loss', each term by its
+    key, 'accuracy', 'grad_norm' (before clipping, of what is trained).
+  """
+  # Randomness is keyed by the step and by the example's position in the
+  # global batch: it does not depend on how many replicas share the batch.
+  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+  local_batch = indices.shape[0]
+  positions = jnp.arange(local_batch) + local_batch * jax.lax.axis_index(AXIS)
+  labels = labels[indices]
+  x = augment(images[indices], rng, positions, spec.augmentation)
+  available = {'labels': labels, 'indices': indices, 'step': state.step}
+  trained = (*spec.trained, True)
+
+  def loss_fn(trained_params):
+    params = merge(trained, trained_params, state.params)
+    student_view, teacher_view, batch_stats = views(
+      spec,
+      Variables(params[:-1], state.batch_stats),
+      teacher,
+      x,
+      spec.trained,
+    )
+    loss, (terms, objective_state) = spec.objective.loss(
+      params[-1], state.objective_state, student_view, teacher_view, available
+    )
+    return loss, (terms, objective_state, batch_stats, student_view.logits)
+
+  # Only trained parameters are differentiated; the optimiser's mask then
+  # says the same thing once more, for its state, decay and clipping.
+  trained_params = tuple(p for p, t in zip(state.params, trained) if t)
+  (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained_params)
+  terms, objective_state, batch_stats, logits = aux
+  grads = jax.lax.pmean(grads, AXIS)
+  accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+  metrics = {'loss': loss, **terms, 'accuracy': accuracy}
+  metrics = jax.lax.pmean(metrics, AXIS)
+  metrics['grad_norm'] = optax.global_norm(grads)
+  if not spec.sync_batch_norm:
+    batch_stats = jax.lax.pmean(batch_stats, AXIS)
+
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  updates, opt_state = spec.tx.update(
+    merge(trained, grads, zeros), state.opt_state, state.params
+  )
+  params = tuple(
+    optax.apply_updates(p, u) if t else p
+    for p, u, t in zip(state.params, updates, trained)
+  )
+  state = TrainState(
+    step=state.step + 1,
+    params=params,
+    batch_stats=batch_stats,
+    objective_state=objective_state,
+    opt_state=opt_state,
+    rng=state.rng,
+  )
+  return state, metrics
+
+
+def train_steps(
+  spec: StepSpec,
+  unroll: bool,
+  state: TrainState,
+  teacher: Variables | None,
+  images: jax.Array,
+  labels: jax.Array,
+  indices: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """`train_step` for each row of `indices [steps, local_batch]`.
+
+  Metrics gain a leading axis of steps. `unroll` avoids a loop: XLA's CPU
+  backend runs convolutions inside one many times slower.
+  """
+
+  def body(state, row):
+    return train_step(spec, state, teacher, images, labels, row)
+
+  return jax.lax.scan(
+    body, state, indices, unroll=len(indices) if unroll else 1
+  )
+
+
+def forward(
+  network: Network,
+  augmentation: Augmentation,
+  variables: Variables,
+  images: jax.Array,
+  indices: jax.Array,
+) -> jax.Array:
+  """Eval-mode logits `[local_batch, classes]` of `images[indices]`."""
+  x = normalise(images[indices], augmentation)
+  return blocks.logits(network, variables, x)
+
+
+class Replicas(NamedTuple):
+  """The devices that share a batch, and how: 'pmap' or 'shard_map'."""
+
+  spmd: str
+  devices: tuple[Any, ...]
+
+  def put(self, tree: Tree) -> Tree:
+    """A copy of `tree` on every device."""
+    mesh = Mesh(np.array(self.devices), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+@functools.cache
+def compiled_train(
+  spec: StepSpec, replicas: Replicas
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """`(state, teacher, images, labels, indices) -> (state, metrics)`.
+
+  `indices` is `[devices, steps, local_batch]`; the state is donated.
+  """
+  unroll = replicas.devices[0].platform == 'cpu'
+  fn = functools.partial(train_steps, spec, unroll)
+  return spmd(fn, replicas, replicated=4, summed=True, donate=(0,))
+
+
+@functools.cache
+def compiled_forward(
+  network: Network, augmentation: Augmentation, replicas: Replicas
+) -> Callable[..., jax.Array]:
+  """`(variables, images, indices [devices, local_batch]) -> logits`.
+
+  Logits are `[devices, local_batch, classes]`.
+  """
+  fn = functools.partial(forward, network, augmentation)
+  return spmd(fn, replicas, replicated=2, summed=False)
+
+
+def spmd(
+  fn: Callable,
+  replicas: Replicas,
+  *,
+  replicated: int,
+  summed: bool,
+  donate: tuple[int, ...] = (),
+) -> Callable:
+  """Runs `fn` on every replica over the axis `AXIS`.
+
+  Args:
+    fn: one replica's function; its last argument is its own.
+    replicas: devices, and the wrapper to use.
+    replicated: how many leading arguments are the same on all devices.
+    summed: whether the results are the same on all devices, or one each
+      (stacked along a leading axis).
+    donate: arguments whose memory the results may take.
+
+  Returns:
+    The function of the global arguments; the last has a leading device axis.
+  """
+  if replicas.spmd == 'pmap':
+    return jax.pmap(
+      fn,
+      axis_name=AXIS,
+      in_axes=(*(None,) * replicated, 0),
+      out_axes=None if summed else 0,
+      devices=replicas.devices,
+      donate_argnums=donate,
+    )
+
+  def one(*args):
+    *same, own = args
+    out = fn(*same, own[0])
+    return out if summed else jax.tree.map(lambda x: x[None], out)
+
+  mapped = jax.shard_map(
+    one,
+    mesh=Mesh(np.array(replicas.devices), (AXIS,)),
+    in_specs=(*(P(),) * replicated, P(AXIS)),
+    out_specs=P() if summed else P(AXIS),
+    check_vma=False,  # as in pmap: the code above places its own pmeans
+  )
+  return jax.jit(mapped, donate_argnums=donate)
+
+
+def merge(
+  mask: Sequence[bool], chosen: Sequence[Tree], others: Sequence[Tree]
+) -> tuple[Tree, ...]:
+  """`chosen` (a tuple of the masked entries) in their places in `others`."""
+  remaining = iter(chosen)
+  return tuple(next(remaining) if m else o for m, o in zip(mask, others))

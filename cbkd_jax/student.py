@@ -1,0 +1,116 @@
+"""The finished student on disk, and as a function from images to logits."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cbkd_jax import blocks, checkpoints, compression, models, workdir
+from cbkd_jax.blocks import Network, Variables
+from cbkd_jax.data.augment import Augmentation, normalise
+from cbkd_jax.errors import UserError
+from cbkd_jax.experiment import Experiment
+
+
+def save(
+  directory: Path,
+  exp: Experiment,
+  variables: Variables,
+  augmentation: Augmentation,
+) -> None:
+  """Writes `weights/` (orbax) and model.json, which says how to rebuild it.
+
+  Args:
+    directory: `workdir/student`.
+    exp: the run.
+    variables: of the folded student.
+    augmentation: its mean and std belong to the student.
+  """
+  directory.mkdir(exist_ok=True)
+  checkpoints.write_variables(directory / 'weights', variables)
+  student = exp.student
+  workdir.write_json(
+    directory / 'model.json',
+    {
+      'family': exp.config['teacher']['model'],
+      'blocks': len(student.widths),
+      'inherit': student.inherit,
+      'widths': student.widths,
+      'reduce': student.inputs,
+      'units': student.units,
+      'input_shape': exp.image_shape,
+      'classes': exp.config['data']['classes'],
+      'compute_dtype': exp.config['compute_dtype'],
+      'mean': augmentation.mean,
+      'std': augmentation.std,
+    },
+  )
+
+
+def build(model: Mapping[str, Any]) -> Network:
+  """The folded student that a model.json describes."""
+  dtype = jnp.dtype(model['compute_dtype'])
+  architecture = models.build(
+    model['family'], model['classes'], tuple(model['input_shape']), dtype
+  )
+  return compression.Student(
+    architecture,
+    model['inherit'],
+    tuple(model['widths']),
+    tuple(model['reduce']),
+    tuple(model['units']),
+  ).network(dtype, folded=True)
+
+
+def read(directory: Path) -> tuple[Network, Variables, Augmentation]:
+  """The saved student: network, variables, and its mean and std.
+
+  Args:
+    directory: `workdir/student`.
+
+  Raises:
+    UserError: there is no finished student.
+  """
+  if not (directory / 'model.json').exists():
+    raise UserError(
+      f'{directory.parent}: holds no finished student; run cbkd_jax.train '
+      'with this workdir to its end'
+    )
+  model = workdir.read_json(directory / 'model.json')
+  network = build(model)
+  template = jax.eval_shape(
+    lambda: blocks.init(network, jax.random.key(0), tuple(model['input_shape']))
+  )
+  variables = checkpoints.read_variables(directory / 'weights', template)
+  augmentation = Augmentation(
+    0, False, tuple(model['mean']), tuple(model['std'])
+  )
+  return network, variables, augmentation
+
+
+def load_student(
+  directory: str | Path,
+) -> Callable[[np.ndarray], jax.Array]:
+  """The student of a finished run.
+
+  Args:
+    directory: the run's workdir.
+
+  Returns:
+    A compiled function from images, uint8 `[batch, height, width, channels]`
+    as the data set has them, to logits, float32 `[batch, classes]`. It
+    normalises the images itself.
+
+  Raises:
+    UserError: the workdir has no finished student.
+  """
+  network, variables, augmentation = read(Path(directory) / 'student')
+
+  @jax.jit
+  def logits(images: jax.Array) -> jax.Array:
+    return blocks.logits(network, variables, normalise(images, augmentation))
+
+  return logits

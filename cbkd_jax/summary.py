@@ -1,0 +1,244 @@
+"""The last table and summary.json; the plan's table."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import rich.console
+import rich.table
+import rich.text
+
+from cbkd_jax import counting, experiment, objectives
+from cbkd_jax.data import Dataset
+from cbkd_jax.experiment import Experiment
+
+_VERSIONS = {
+  'jax': 'jax',
+  'jaxlib': 'jaxlib',
+  'flax': 'flax',
+  'optax': 'optax',
+  'orbax': 'orbax-checkpoint',
+}
+
+
+def summarize(
+  exp: Experiment,
+  dataset: Dataset,
+  teacher: Mapping[str, Any],
+  stages: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+  """What summary.json holds.
+
+  Args:
+    exp: the run.
+    dataset: its data.
+    teacher: the teacher's figures.
+    stages: each stage's figures, the last one's being the student's.
+  """
+  device = exp.replicas.devices[0]
+  teacher_costs, student_costs = _costs(exp)
+  teacher_total = counting.total(teacher_costs)
+  student_total = counting.total(student_costs)
+  last = stages[-1]
+  scores = [k for k in last if k.endswith('accuracy') or k == 'cross_entropy']
+  return {
+    'config': dict(exp.config),
+    'seed': exp.config['seed'],
+    'versions': {
+      'python': platform.python_version(),
+      **{name: metadata.version(dist) for name, dist in _VERSIONS.items()},
+    },
+    'device': {
+      'kind': device.device_kind,
+      'count': len(exp.replicas.devices),
+      'processes': jax.process_count(),
+    },
+    'dataset': {
+      'name': dataset.name,
+      'train': len(dataset.train.labels),
+      'validation': len(dataset.validation.labels) if dataset.validation else 0,
+      'test': len(dataset.test.labels),
+    },
+    'teacher': {**{k: v for k, v in teacher.items()}, **teacher_total},
+    'stages': list(stages),
+    'student': {
+      **{key: last[key] for key in scores},
+      **student_total,
+      'agreement': last['agreement'],
+      'kl_to_teacher': last['kl_to_teacher'],
+    },
+    'compression': {
+      'params_ratio': teacher_total['params'] / student_total['params'],
+      'flops_ratio': (
+        teacher_total['flops_per_example'] / student_total['flops_per_example']
+      ),
+      'bytes_ratio': teacher_total['bytes'] / student_total['bytes'],
+      'per_block': [
+        {
+          'block': i,
+          'teacher': t,
+          'student': s,
+          'params_ratio': t['params'] / s['params'],
+          'flops_ratio': t['flops_per_example'] / s['flops_per_example'],
+        }
+        for i, (t, s) in enumerate(zip(teacher_costs, student_costs))
+      ],
+    },
+  }
+
+
+def _costs(exp: Experiment) -> tuple[list[dict], list[dict]]:
+  last = exp.network(exp.stages[-1], local=True)
+  return (
+    counting.per_block(exp.local.network(), exp.image_shape),
+    counting.per_block(last, exp.image_shape),
+  )
+
+
+def show_results(
+  summary: Mapping[str, Any], console: rich.console.Console
+) -> None:
+  """Prints teacher, stages and student as a table."""
+  table = rich.table.Table(title=f'{summary["dataset"]["name"]}, test split')
+  table.add_column('')
+  top_5 = 'top_5_accuracy' in summary['student']
+  headers = ['accuracy', *(['top-5'] if top_5 else []), 'agreement', 'KL']
+  headers += ['params', 'MFLOPs', 'steps', 'seconds', 'examples/s']
+  for header in headers:
+    table.add_column(header, justify='right')
+
+  def row(name: str, figures: Mapping[str, Any], cost: Mapping[str, Any]):
+    cells = [_fixed(figures.get('accuracy'), 4)]
+    if top_5:
+      cells.append(_fixed(figures.get('top_5_accuracy'), 4))
+    cells += [
+      _fixed(figures.get('agreement'), 4),
+      _fixed(figures.get('kl_to_teacher'), 4),
+      f'{cost["params"]:,}' if cost else '',
+      f'{cost["flops_per_example"] / 1e6:,.2f}' if cost else '',
+      f'{figures["steps"]:,}' if 'steps' in figures else '',
+      _fixed(figures.get('seconds'), 1),
+      f'{figures["examples_per_second"]:,.0f}'
+      if figures.get('examples_per_second')
+      else '',
+    ]
+    table.add_row(name, *cells)
+
+  row('teacher', summary['teacher'], summary['teacher'])
+  for stage in summary['stages']:
+    row(stage['name'], stage, {})
+  table.add_section()
+  row('student', summary['student'], summary['student'])
+  console.print(table)
+  ratios = summary['compression']
+  console.print(
+    f'{ratios["params_ratio"]:.2f}x fewer parameters, '
+    f'{ratios["flops_ratio"]:.2f}x fewer FLOPs than the teacher',
+    highlight=False,
+  )
+  for stage in summary['stages']:
+    if stage['warning']:
+      console.print(rich.text.Text(f'warning: {stage["warning"]}', 'yellow'))
+
+
+def _fixed(value: float | None, digits: int) -> str:
+  return '' if value is None else f'{value:.{digits}f}'
+
+
+def show_plan(exp: Experiment, console: rich.console.Console) -> None:
+  """Prints what a run would do, stage by stage; needs no data."""
+  config = exp.config
+  augmentation = experiment.plan_augmentation(config)
+  console.print(
+    f'{config["order"]}: {config["teacher"]["model"]} on '
+    f'{config["data"]["name"]}, {config["data"]["train_size"]:,} training '
+    f'examples, batch size {config["batch_size"]} on '
+    f'{len(exp.replicas.devices)} device(s), seed {config["seed"]}',
+    highlight=False,
+  )
+  _show_blocks(exp, console)
+  table = rich.table.Table(title='Stages')
+  table.add_column('stage')
+  table.add_column('network')
+  table.add_column('trains')
+  for header in 'trained', 'params', 'MFLOPs', 'memory', 'steps':
+    table.add_column(header, justify='right')
+  local = experiment.local_batch(exp)
+  for stage in exp.stages:
+    spec = exp.spec(stage, augmentation, local=True)
+    costs = counting.per_block(spec.student, exp.image_shape)
+    cost = counting.total(costs)
+    trained = sum(costs[i]['params'] for i in stage.trained_blocks)
+    memory = counting.stage_memory(spec, local)
+    table.add_row(
+      stage.name,
+      ' '.join('S' if own else 'T' for own in stage.student),
+      _trains(stage.trained),
+      f'{trained:,}',
+      f'{cost["params"]:,}',
+      f'{cost["flops_per_example"] / 1e6:,.2f}',
+      f'{memory / 2**20:,.0f} MiB',
+      f'{stage.training.steps:,}',
+    )
+  console.print(table)
+  console.print(
+    'network: T = teacher block, S = student block, shallow to deep. MFLOPs: '
+    'forward, per example, by XLA. memory: per device, estimated, without '
+    'the data set.',
+    highlight=False,
+  )
+  if not config['teacher']['checkpoint']:
+    console.print(
+      f'teacher: {exp.teacher_training.steps:,} steps, ce', highlight=False
+    )
+  for stage in exp.stages:
+    training = stage.training
+    console.print(
+      f'{stage.name}: {objectives.parse(stage.objective)}; '
+      f'{training.optimizer}, learning rate {training.learning_rate:g} '
+      f'{training.schedule}, clip {training.clip_norm:g}',
+      highlight=False,
+      soft_wrap=True,
+    )
+
+
+def _show_blocks(exp: Experiment, console: rich.console.Console) -> None:
+  table = rich.table.Table(title='Blocks, shallow to deep')
+  table.add_column('block')
+  headers = ('keep', 'channels', 'units', 'params', 'ratio', 'MFLOPs', 'ratio')
+  for header in headers:
+    table.add_column(header, justify='right')
+  teacher, student = _costs(exp)
+  rows = list(zip(teacher, student))
+  rows.append((counting.total(teacher), counting.total(student)))
+  for i, (t, s) in enumerate(rows):
+    name, keep, channels, units = 'all', '', '', ''
+    if i < len(teacher):
+      name = str(i)
+      keep = f'{exp.config["compression"]["keep"][i]:g}'
+      channels = f'{exp.architecture.widths[i]} -> {exp.student.widths[i]}'
+      units = f'{exp.architecture.units[i]} -> {exp.student.units[i]}'
+    else:
+      table.add_section()
+    table.add_row(
+      name,
+      keep,
+      channels,
+      units,
+      f'{t["params"]:,} -> {s["params"]:,}',
+      f'{t["params"] / s["params"]:.2f}',
+      f'{t["flops_per_example"] / 1e6:,.2f} -> '
+      f'{s["flops_per_example"] / 1e6:,.2f}',
+      f'{t["flops_per_example"] / s["flops_per_example"]:.2f}',
+    )
+  console.print(table)
+
+
+def _trains(trained: Sequence[bool]) -> str:
+  *blocks, head = trained
+  if all(trained):
+    return 'everything'
+  names = [f'block {i}' for i, t in enumerate(blocks) if t]
+  return ' + '.join(names + ['head'] * head)

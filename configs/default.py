@@ -1,0 +1,153 @@
+"""Every field of a run, with its unit and meaning.
+
+Other configs change a few of these. On the command line any field can be
+overridden: `--config.thaw.epochs=30`, `--config.compression.keep='(1,.5,.25)'`.
+The config is locked: a misspelt field is an error.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+MAX_STAGES = 8  # stages that `stage_overrides` can name
+
+
+def phase(epochs: float) -> ConfigDict:
+  """How one phase (the teacher, a stage, the thaw) is trained."""
+  return ConfigDict(
+    {
+      # Passes over the training examples; fractions are allowed.
+      'epochs': float(epochs),
+      # Optimiser steps; None: as many as `epochs` need.
+      'steps': placeholder(int),
+      # 'sgd' or 'adamw'.
+      'optimizer': 'sgd',
+      # Peak learning rate, reached after the warm-up.
+      'learning_rate': 0.1,
+      # 'cosine' (to 0), 'step' or 'constant'.
+      'schedule': 'cosine',
+      # Linear warm-up from 0, as a fraction of the phase's steps.
+      'warmup': 0.0,
+      # For 'step': fractions of the phase's steps at which the learning
+      # rate is multiplied by `decay`.
+      'milestones': (0.625, 0.75, 0.875),
+      'decay': 0.1,
+      # SGD's momentum and whether it is Nesterov's.
+      'momentum': 0.9,
+      'nesterov': True,
+      # Applied to every trained parameter: added to the gradient for
+      # SGD, decoupled for AdamW.
+      'weight_decay': 5e-4,
+      # Largest norm of the trained parameters' gradient; 0: no clipping.
+      'clip_norm': 1.0,
+    }
+  )
+
+
+def overrides() -> ConfigDict:
+  """The fields of `phase`, and an objective, all unset (None)."""
+  types = {name: type(value) for name, value in phase(1).items()}
+  types |= {'steps': int, 'objective': str}
+  return ConfigDict({name: placeholder(t) for name, t in types.items()})
+
+
+def get_config() -> ConfigDict:
+  """The default run: ResNet-56 on CIFAR-10, in three blocks."""
+  return ConfigDict(
+    {
+      # Everything random in a run follows from this, >= 0.
+      'seed': 0,
+      # Examples per step, over all devices together.
+      'batch_size': 128,
+      # Examples per evaluation step; results do not depend on it.
+      'eval_batch_size': 500,
+      # What a stage and the thaw minimise: weights, methods and their
+      # options, e.g. '0.1*ce + 0.9*kd(temperature=4)'. A method's bare
+      # name stands for its published recipe.
+      'objective': 'kd',
+      # 'counterclockwise' (the method); controls of the same length:
+      # 'clockwise', 'joint', 'joint_inherited', 'scratch'.
+      'order': 'counterclockwise',
+      # How many of the shallowest blocks the student takes over from the
+      # teacher as they are, 1 <= inherit < blocks.
+      'inherit': 1,
+      # 'float32' or 'bfloat16' for activations; parameters, statistics
+      # and losses are float32 either way.
+      'compute_dtype': 'float32',
+      # Batch statistics over all devices, or each device's own.
+      'sync_batch_norm': True,
+      # How a step is spread over devices: 'pmap' or 'shard_map'.
+      'spmd': 'pmap',
+      # Training steps in one call of the device; None: 1 on CPU (loops
+      # around convolutions are slow there), 100 elsewhere.
+      'steps_per_call': placeholder(int),
+      # Bit-identical results on GPUs too, slower.
+      'deterministic': False,
+      # A checkpoint inside a phase every so many steps.
+      'checkpoint_every_steps': 500,
+      # A line in metrics.jsonl every so many steps.
+      'log_every_steps': 50,
+      'data': {
+        # 'digits' (embedded), 'tiny_imagenet', or any TFDS image
+        # classification set.
+        'name': 'cifar10',
+        # Directory of prepared TFDS sets; '': $TFDS_DATA_DIR, else
+        # ~/tensorflow_datasets.
+        'dir': '',
+        # TFDS split expressions, slices allowed: 'train[:5000]'.
+        'train_split': 'train',
+        'test_split': 'test',
+        # The last so many training examples are held out of training
+        # and reported as validation accuracy.
+        'validation_size': 0,
+        # Images are averaged down to resize x resize pixels; 0: not.
+        'resize': 0,
+        # What the data must turn out to be (a plan needs no data).
+        'classes': 10,
+        'image_shape': (32, 32, 3),
+        # Training examples after holding out `validation_size`.
+        'train_size': 50_000,
+        # Augmentation: zero padding before a random crop, in pixels,
+        # and random left-right flips.
+        'pad': 4,
+        'flip': True,
+        # Per channel, for pixels scaled to 0..1; (): measured on the
+        # train split.
+        'mean': (),
+        'std': (),
+      },
+      'teacher': {
+        # A model's name, or 'my_package.my_module:function'.
+        'model': 'resnet56',
+        # '': train it in this run. Else another run's workdir, or an
+        # orbax checkpoint of a teacher.
+        'checkpoint': '',
+        **phase(epochs=200),
+      },
+      'compression': {
+        # Student channels / teacher channels, per block; 1 for the
+        # inherited ones, never growing with depth.
+        'keep': (1.0, 0.5, 0.5),
+        # Units (residual units, convolutions) per block; (): all.
+        'depth': (),
+        # A student block's start: 'random', 'slice' or 'pca'.
+        'init': 'slice',
+        # Channel numbers are rounded to multiples of this.
+        'width_multiple_of': 1,
+        # Permit keep ratios that grow with depth.
+        'allow_any_order': False,
+      },
+      # Every stage before the thaw.
+      'stage': phase(epochs=50),
+      # Single stages' deviations: stage_overrides.stage_1.epochs=10.
+      'stage_overrides': {
+        f'stage_{i + 1}': overrides() for i in range(MAX_STAGES)
+      },
+      # The last phase, which trains everything; the controls 'joint',
+      # 'joint_inherited' and 'scratch' use these settings for all steps.
+      'thaw': {
+        **phase(epochs=100),
+        # An objective of the thaw's own; None: `objective`.
+        'objective': placeholder(str),
+      },
+    }
+  )

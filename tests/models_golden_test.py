@@ -1,0 +1,214 @@
+"""Our families compute what the published networks do, weight for weight."""
+
+import re
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cbkd_jax import blocks, models
+
+IMAGE_SHAPE = (32, 32, 3)
+TOLERANCE = 1e-5  # of an array's largest entry
+
+# Torch's names to `<part>/<path>`; rules apply in turn.
+_RESNET = (
+  (r'^conv1', '0/stem/conv'),
+  (r'^bn1', '0/stem/norm'),
+  (r'^layer(\d)\.(\d+)\.', lambda m: f'{int(m[1]) - 1}/unit_{m[2]}/'),
+  (r'downsample\.0', 'shortcut'),
+  (r'downsample\.1', 'shortcut_norm'),
+  (r'/bn(\d)', r'/norm\1'),
+  (r'^fc', '3/classifier'),
+)
+_WRN = (
+  (r'^conv1', '0/stem'),
+  (r'^bn1', '3/norm'),
+  (r'^block(\d)\.layer\.(\d+)\.', lambda m: f'{int(m[1]) - 1}/unit_{m[2]}/'),
+  (r'convShortcut', 'shortcut'),
+  (r'/bn(\d)', r'/norm\1'),
+  (r'^fc', '3/classifier'),
+)
+_VGG = (
+  # Each group is a sequence of (convolution, norm, ReLU), the last ReLU apart.
+  (r'^block(\d)\.(\d+)', lambda m: _vgg_path(int(m[1]), int(m[2]))),
+  (r'^classifier', '5/classifier'),
+)
+FILES = {
+  'resnet8x4': _RESNET,
+  'resnet32x4__recipe': _RESNET,
+  'wrn_16_2': _WRN,
+  'vgg8__recipe': _VGG,
+}
+
+
+def _vgg_path(group, position):
+  return f'{group}/unit_{position // 3}/{("conv", "norm")[position % 3]}'
+
+
+def rebuilt_state(arrays):
+  """The state dict that a `__recipe` file describes by a seed and shapes."""
+  keys = [str(key) for key in arrays['meta_state_keys']]
+  prefixes = {key.rsplit('.', 1)[0] for key in keys if 'running_mean' in key}
+  state = {}
+  for i, (key, sizes) in enumerate(zip(keys, arrays['meta_state_shapes'])):
+    prefix, leaf = key.rsplit('.', 1)
+    shape = tuple(int(size) for size in str(sizes).split(',') if size)
+    random = np.random.RandomState(int(arrays['hp_recipe_seed']) + i)
+    u = random.uniform(-1, 1, size=shape)
+    if leaf == 'num_batches_tracked':
+      continue
+    if prefix in prefixes:
+      offset = {'weight': 1, 'running_var': 1}.get(leaf, 0)
+      scale = {'weight': 0.3, 'running_var': 0.4}.get(leaf, 0.2)
+      value = offset + scale * u
+    elif len(shape) >= 2:
+      value = 0.5 * u * np.sqrt(6 / np.prod(shape[1:]))
+    else:
+      value = 0.1 * u
+    state[key] = np.float32(value)
+    np.testing.assert_allclose(
+      np.sum(state[key], dtype=np.float64),
+      arrays['state_sum_float64'][i],
+      atol=1e-4,
+    )
+  return state
+
+
+def convert(torch_state, rules, num_parts):
+  """Torch's arrays as `Variables`; gradients convert alike."""
+  variables = blocks.Variables(
+    tuple({} for _ in range(num_parts)), tuple({} for _ in range(num_parts))
+  )
+  for name, value in torch_state.items():
+    name, leaf = name.rsplit('.', 1)
+    for pattern, replacement in rules:
+      name = re.sub(pattern, replacement, name)
+    part, *path = name.split('/')
+    if value.ndim == 4:
+      value = value.transpose(2, 3, 1, 0)
+    elif value.ndim == 2:
+      value = value.T
+    statistic = leaf.startswith('running_')
+    tree = (variables.batch_stats if statistic else variables.params)[int(part)]
+    for key in path:
+      tree = tree.setdefault(key, {})
+    if leaf == 'weight':
+      leaf = 'kernel' if value.ndim > 1 else 'scale'
+    tree[leaf.removeprefix('running_')] = value
+  return variables
+
+
+def load(file, prefix='state.'):
+  arrays = golden.load(f'models/{file}')
+  if file.endswith('__recipe'):
+    return arrays, rebuilt_state(arrays)
+  return arrays, {
+    key.removeprefix(prefix): value
+    for key, value in arrays.items()
+    if key.startswith(prefix) and 'num_batches' not in key
+  }
+
+
+def assert_close(ours, theirs, tolerance=TOLERANCE):
+  theirs = golden.to_nhwc(theirs)
+  assert ours.shape == theirs.shape
+  scale = np.max(np.abs(theirs))
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale)
+
+
+def assert_trees_close(ours, theirs, tolerance=TOLERANCE):
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  for (path, our), their in zip(
+    jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs)
+  ):
+    assert our.shape == their.shape, path
+    scale = np.max(np.abs(their))
+    np.testing.assert_allclose(
+      our, their, rtol=0, atol=tolerance * scale, err_msg=str(path)
+    )
+
+
+def assert_same_shapes(network, variables):
+  """The converted arrays are exactly those the network would create."""
+  expected = jax.eval_shape(
+    lambda rng: blocks.init(network, rng, IMAGE_SHAPE), jax.random.key(0)
+  )
+  shapes = jax.tree.map(jnp.shape, (variables.params, variables.batch_stats))
+  wanted = jax.tree.map(jnp.shape, (expected.params, expected.batch_stats))
+  assert shapes == wanted
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_eval_mode_agrees_with_published_network(file):
+  arrays, state = load(file)
+  name = file.removesuffix('__recipe')
+  network = models.build(name, 100, IMAGE_SHAPE).network()
+  variables = convert(state, FILES[file], len(network.parts))
+  assert_same_shapes(network, variables)
+
+  view = jax.jit(lambda v, x: blocks.view(blocks.run(network, v, x)[0]))(
+    variables, golden.to_nhwc(arrays['x'])
+  )
+
+  assert_close(view.logits, arrays['logits'])
+  # Published lists start with the stem, which is no cut of ours, unless (VGG)
+  # it is a group like the others, and end with the pooled vector.
+  first = 0 if name.startswith('vgg') else 1
+  last = first + len(network.blocks)
+  assert f'feat_{last + 1}' not in arrays
+  assert_close(view.pooled, arrays[f'feat_{last}'])
+  for i in range(first, last):
+    assert_close(view.features[i - first], arrays[f'feat_{i}'])
+    if f'preact_feat_{i}' in arrays:
+      assert_close(view.pre_activations[i - first], arrays[f'preact_feat_{i}'])
+  assert f'preact_feat_{last - 1}' in arrays
+
+
+def test_train_step_agrees_with_published_network():
+  arrays, state = load('resnet8__train_step')
+  _, gradients = load('resnet8__train_step', 'grad_state.')
+  _, after = load('resnet8__train_step', 'after_state.')
+  network = models.build('resnet8', 100, IMAGE_SHAPE).network()
+  parts = len(network.parts)
+  variables = convert(state, _RESNET, parts)
+  assert_same_shapes(network, variables)
+
+  def loss_fn(params, x, labels):
+    outputs, batch_stats = blocks.run(
+      network, variables._replace(params=params), x, train=(True,) * parts
+    )
+    logits = outputs[-1].logits
+    log_probs = jax.nn.log_softmax(logits)
+    loss = -jnp.mean(jnp.take_along_axis(log_probs, labels[:, None], axis=1))
+    return loss, (logits, batch_stats)
+
+  (loss, (logits, batch_stats)), grads = jax.jit(
+    jax.value_and_grad(loss_fn, has_aux=True)
+  )(variables.params, golden.to_nhwc(arrays['x']), arrays['labels'])
+
+  np.testing.assert_allclose(loss, arrays['loss'], rtol=TOLERANCE)
+  assert_close(logits, arrays['logits'])
+  assert_trees_close(grads, convert(gradients, _RESNET, parts).params)
+
+  # Torch keeps the unbiased variance of the batch, flax the biased one.
+  batch, height, width, _ = golden.to_nhwc(arrays['x']).shape
+  sides = {0: 1, 1: 2, 2: 4}  # by how much each block shrinks its maps
+  before = variables.batch_stats
+  expected = convert(after, _RESNET, parts).batch_stats
+  for part, shrink in sides.items():
+    n = batch * height * width / shrink**2
+    expected[part].update(
+      jax.tree.map_with_path(
+        lambda path, new, old, n=n: (
+          0.9 * old + (new - 0.9 * old) * (n - 1) / n
+          if path[-1].key == 'var'
+          else new
+        ),
+        expected[part],
+        before[part],
+      )
+    )
+  assert_trees_close(batch_stats, expected)
