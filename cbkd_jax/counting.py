@@ -10,12 +10,6 @@ from cbkd_jax import blocks, step
 from cbkd_jax.blocks import Network, Tree, Variables
 
 
-def shapes(network: Network, image_shape: Sequence[int]) -> Variables:
-  """The shapes of a network's variables."""
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return jax.eval_shape(lambda k: blocks.init(network, k, image_shape), key)
-
-
 def per_block(
   network: Network, image_shape: Sequence[int]
 ) -> list[dict[str, float]]:
@@ -29,7 +23,7 @@ def per_block(
     Per block 'params' (trainable ones), 'flops_per_example' (XLA's count of
     the forward pass, 2 per multiply-add) and 'bytes' (of the parameters).
   """
-  variables = shapes(network, image_shape)
+  variables = blocks.shapes(network, image_shape)
   x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   costs = []
   for i, part in enumerate(network.parts):
@@ -75,10 +69,10 @@ def stage_memory(spec: step.StepSpec, local_batch: int) -> int:
     spec: the stage, built without a replicas' axis.
     local_batch: examples per device and step.
   """
-  student = shapes(spec.student, spec.image_shape)
+  student = blocks.shapes(spec.student, spec.image_shape)
   teacher = student
   if spec.teacher is not None:
-    teacher = shapes(spec.teacher, spec.image_shape)
+    teacher = blocks.shapes(spec.teacher, spec.image_shape)
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(
     lambda s, t, k: step.create_train_state(spec, s, t, k),

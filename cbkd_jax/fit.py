@@ -127,11 +127,10 @@ def fit(
             'learning_rate': float(rate(at - 1)),
           },
         )
-    speed = clock.examples_per_second(end * pace.batch_size)
-    bar.update(end, row, speed)
+    bar.update(end, row)
     return row
 
-  with monitor.progress(name, done, total) as bar:
+  with monitor.progress(name, total, pace.batch_size) as bar:
     while done < total:
       if interrupted():
         if pending:

@@ -75,65 +75,74 @@ class Monitor:
 
   @contextlib.contextmanager
   def progress(
-    self, stage: str, start: int, total: int
+    self, stage: str, total: int, batch_size: int
   ) -> Iterator['Progress']:
-    """A bar on a terminal, else a line now and then."""
+    """A bar on a terminal, else a line now and then.
+
+    Args:
+      stage: the phase's name.
+      total: its steps.
+      batch_size: examples per step.
+    """
     if not self.console.is_terminal:
-      yield _Lines(self.console, stage, start, total)
+      yield _Lines(stage, total, batch_size, self.console)
       return
     columns = (
       rich.progress.TextColumn('{task.description:10}'),
-      rich.progress.BarColumn(bar_width=None),
+      rich.progress.BarColumn(),
       rich.progress.MofNCompleteColumn(),
       rich.progress.TextColumn('{task.fields[figures]}'),
-      rich.progress.TimeRemainingColumn(compact=True),
     )
     with rich.progress.Progress(*columns, console=self.console) as bar:
-      task = bar.add_task(stage, completed=start, total=total, figures='')
-      yield _Bar(bar, task)
+      yield _Bar(stage, total, batch_size, bar)
 
 
 class Progress:
-  """How far a phase is."""
+  """How far a phase is, and how fast."""
 
-  def update(
-    self, step: int, metrics: Mapping[str, float], examples_per_second: float
-  ) -> None:
-    """Shows the metrics of a step."""
+  def __init__(self, stage: str, total: int, batch_size: int):
+    self._stage, self._total, self._batch_size = stage, total, batch_size
+    self._first: tuple[int, float] | None = None
 
+  def update(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Shows the metrics of a step that is done."""
+    figures = f'loss {metrics["loss"]:.4f}  accuracy {metrics["accuracy"]:.3f}'
+    now = time.monotonic()
+    if self._first is None:
+      self._first = step, now  # what came before was compiling
+    else:
+      rate = (step - self._first[0]) / max(now - self._first[1], 1e-9)
+      figures += f'  {rate * self._batch_size:,.0f} images/s'
+      if step < self._total:
+        figures += f'  {(self._total - step) / rate:.0f} s left'
+    self._show(step, figures)
 
-def _figures(metrics: Mapping[str, float], examples_per_second: float) -> str:
-  return (
-    f'loss {metrics["loss"]:.4f}  accuracy {metrics["accuracy"]:.3f}  '
-    f'{examples_per_second:,.0f} examples/s'
-  )
+  def _show(self, step: int, figures: str) -> None:
+    raise AssertionError('of the subclasses')
 
 
 class _Bar(Progress):
-  def __init__(self, bar: rich.progress.Progress, task: rich.progress.TaskID):
-    self._bar, self._task = bar, task
+  def __init__(self, stage, total, batch_size, bar: rich.progress.Progress):
+    super().__init__(stage, total, batch_size)
+    self._bar = bar
+    self._task = bar.add_task(stage, total=total, figures='compiling')
 
-  def update(self, step, metrics, examples_per_second):
-    figures = _figures(metrics, examples_per_second)
+  def _show(self, step, figures):
     self._bar.update(self._task, completed=step, figures=figures)
 
 
 class _Lines(Progress):
-  def __init__(self, console, stage: str, start: int, total: int):
-    self._console, self._stage, self._total = console, stage, total
-    self._start, self._began = start, time.monotonic()
-    self._last = self._began
+  def __init__(self, stage, total, batch_size, console: rich.console.Console):
+    super().__init__(stage, total, batch_size)
+    self._console, self._last = console, time.monotonic()
 
-  def update(self, step, metrics, examples_per_second):
+  def _show(self, step, figures):
     now = time.monotonic()
     if now - self._last < _PLAIN_SECONDS and step < self._total:
       return
     self._last = now
-    left = (now - self._began) / max(1, step - self._start)
-    left *= self._total - step
     self._console.print(
-      f'{self._stage}: {step}/{self._total}  '
-      f'{_figures(metrics, examples_per_second)}  {left:.0f} s left',
+      f'{self._stage}: {step}/{self._total}  {figures}',
       highlight=False,
       soft_wrap=True,
     )

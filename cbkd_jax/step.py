@@ -251,9 +251,11 @@ def train_steps(
   def body(state, row):
     return train_step(spec, state, teacher, images, labels, row)
 
-  return jax.lax.scan(
-    body, state, indices, unroll=len(indices) if unroll else 1
-  )
+  steps = len(indices)
+  if steps == 1:  # a scan of one step would still be a loop
+    state, metrics = body(state, indices[0])
+    return state, jax.tree.map(lambda x: x[None], metrics)
+  return jax.lax.scan(body, state, indices, unroll=steps if unroll else 1)
 
 
 def forward(

@@ -81,9 +81,7 @@ def read(directory: Path) -> tuple[Network, Variables, Augmentation]:
     )
   model = workdir.read_json(directory / 'model.json')
   network = build(model)
-  template = jax.eval_shape(
-    lambda: blocks.init(network, jax.random.key(0), tuple(model['input_shape']))
-  )
+  template = blocks.shapes(network, tuple(model['input_shape']))
   variables = checkpoints.read_variables(directory / 'weights', template)
   augmentation = Augmentation(
     0, False, tuple(model['mean']), tuple(model['std'])

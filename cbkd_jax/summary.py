@@ -6,6 +6,7 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import rich.box
 import rich.console
 import rich.table
 import rich.text
@@ -101,15 +102,16 @@ def show_results(
   summary: Mapping[str, Any], console: rich.console.Console
 ) -> None:
   """Prints teacher, stages and student as a table."""
-  table = rich.table.Table(title=f'{summary["dataset"]["name"]}, test split')
-  table.add_column('')
+  table = _table(f'{summary["dataset"]["name"]}, test split')
+  table.add_column('', no_wrap=True)
   top_5 = 'top_5_accuracy' in summary['student']
   headers = ['accuracy', *(['top-5'] if top_5 else []), 'agreement', 'KL']
-  headers += ['params', 'MFLOPs', 'steps', 'seconds', 'examples/s']
+  headers += ['params', 'MFLOPs', 'seconds', 'images/s']
   for header in headers:
-    table.add_column(header, justify='right')
+    table.add_column(header, justify='right', no_wrap=True)
 
   def row(name: str, figures: Mapping[str, Any], cost: Mapping[str, Any]):
+    speed = figures.get('examples_per_second')
     cells = [_fixed(figures.get('accuracy'), 4)]
     if top_5:
       cells.append(_fixed(figures.get('top_5_accuracy'), 4))
@@ -118,11 +120,8 @@ def show_results(
       _fixed(figures.get('kl_to_teacher'), 4),
       f'{cost["params"]:,}' if cost else '',
       f'{cost["flops_per_example"] / 1e6:,.2f}' if cost else '',
-      f'{figures["steps"]:,}' if 'steps' in figures else '',
       _fixed(figures.get('seconds'), 1),
-      f'{figures["examples_per_second"]:,.0f}'
-      if figures.get('examples_per_second')
-      else '',
+      f'{speed:,.0f}' if speed else '',
     ]
     table.add_row(name, *cells)
 
@@ -143,6 +142,13 @@ def show_results(
       console.print(rich.text.Text(f'warning: {stage["warning"]}', 'yellow'))
 
 
+def _table(title: str) -> rich.table.Table:
+  """A table that fits 80 columns."""
+  return rich.table.Table(
+    title=title, title_justify='left', box=rich.box.SIMPLE_HEAD, pad_edge=False
+  )
+
+
 def _fixed(value: float | None, digits: int) -> str:
   return '' if value is None else f'{value:.{digits}f}'
 
@@ -159,12 +165,11 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
     highlight=False,
   )
   _show_blocks(exp, console)
-  table = rich.table.Table(title='Stages')
-  table.add_column('stage')
-  table.add_column('network')
-  table.add_column('trains')
-  for header in 'trained', 'params', 'MFLOPs', 'memory', 'steps':
-    table.add_column(header, justify='right')
+  table = _table('Stages')
+  for header in 'stage', 'network', 'trains':
+    table.add_column(header, no_wrap=True)
+  for header in 'trained', 'params', 'MFLOPs', 'MiB', 'steps':
+    table.add_column(header, justify='right', no_wrap=True)
   local = experiment.local_batch(exp)
   for stage in exp.stages:
     spec = exp.spec(stage, augmentation, local=True)
@@ -179,15 +184,16 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
       f'{trained:,}',
       f'{cost["params"]:,}',
       f'{cost["flops_per_example"] / 1e6:,.2f}',
-      f'{memory / 2**20:,.0f} MiB',
+      f'{memory / 2**20:,.0f}',
       f'{stage.training.steps:,}',
     )
   console.print(table)
   console.print(
     'network: T = teacher block, S = student block, shallow to deep. MFLOPs: '
-    'forward, per example, by XLA. memory: per device, estimated, without '
-    'the data set.',
+    'forward, per example, by XLA. MiB: memory of a step per device, '
+    'estimated, without the data set. trained, params: parameters.',
     highlight=False,
+    soft_wrap=True,
   )
   if not config['teacher']['checkpoint']:
     console.print(
@@ -205,35 +211,41 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
 
 
 def _show_blocks(exp: Experiment, console: rich.console.Console) -> None:
-  table = rich.table.Table(title='Blocks, shallow to deep')
-  table.add_column('block')
-  headers = ('keep', 'channels', 'units', 'params', 'ratio', 'MFLOPs', 'ratio')
-  for header in headers:
-    table.add_column(header, justify='right')
+  table = _table('Blocks, shallow to deep')
+  table.add_column('block', no_wrap=True)
+  for header in ('keep', 'channels', 'units', 'params', 'x', 'MFLOPs', 'x'):
+    table.add_column(header, justify='right', no_wrap=True)
   teacher, student = _costs(exp)
-  rows = list(zip(teacher, student))
-  rows.append((counting.total(teacher), counting.total(student)))
-  for i, (t, s) in enumerate(rows):
-    name, keep, channels, units = 'all', '', '', ''
-    if i < len(teacher):
-      name = str(i)
-      keep = f'{exp.config["compression"]["keep"][i]:g}'
-      channels = f'{exp.architecture.widths[i]} -> {exp.student.widths[i]}'
-      units = f'{exp.architecture.units[i]} -> {exp.student.units[i]}'
-    else:
-      table.add_section()
+  for i, (t, s) in enumerate(zip(teacher, student)):
     table.add_row(
-      name,
-      keep,
-      channels,
-      units,
-      f'{t["params"]:,} -> {s["params"]:,}',
-      f'{t["params"] / s["params"]:.2f}',
-      f'{t["flops_per_example"] / 1e6:,.2f} -> '
-      f'{s["flops_per_example"] / 1e6:,.2f}',
-      f'{t["flops_per_example"] / s["flops_per_example"]:.2f}',
+      str(i),
+      f'{exp.config["compression"]["keep"][i]:g}',
+      _arrow(exp.architecture.widths[i], exp.student.widths[i]),
+      _arrow(exp.architecture.units[i], exp.student.units[i]),
+      *_reduction(t, s),
     )
+  table.add_section()
+  sums = counting.total(teacher), counting.total(student)
+  table.add_row('all', '', '', '', *_reduction(*sums))
   console.print(table)
+
+
+def _arrow(before: Any, after: Any) -> str:
+  return f'{before} → {after}'
+
+
+def _reduction(
+  teacher: Mapping[str, float], student: Mapping[str, float]
+) -> tuple[str, str, str, str]:
+  """Parameters and MFLOPs before and after, each with its ratio."""
+  params = teacher['params'], student['params']
+  flops = teacher['flops_per_example'], student['flops_per_example']
+  return (
+    _arrow(*(f'{value:,}' for value in params)),
+    f'{params[0] / params[1]:.2f}',
+    _arrow(*(f'{value / 1e6:,.2f}' for value in flops)),
+    f'{flops[0] / flops[1]:.2f}',
+  )
 
 
 def _trains(trained: Sequence[bool]) -> str:

@@ -190,9 +190,11 @@ def _is_finished(directory: Path) -> bool:
 def _check_adopted(exp: Experiment, source: Path, phases: list[str]) -> None:
   """Adopted blocks must fit this config's networks."""
   teacher = checkpoints.teacher_checkpoint(str(source))
-  checkpoints.read_variables(teacher, _shapes(exp, exp.teacher_network))
+  checkpoints.read_variables(
+    teacher, blocks.shapes(exp.teacher_network, exp.image_shape)
+  )
   for stage in exp.stages[: len(phases)]:
-    template = _shapes(exp, exp.network(stage))
+    template = blocks.shapes(exp.network(stage), exp.image_shape)
     steps = [d for d in (source / stage.name).glob('[0-9]*') if d.is_dir()]
     checkpoints.read_variables(
       max(steps, key=lambda d: int(d.name)) / 'state',
@@ -201,18 +203,15 @@ def _check_adopted(exp: Experiment, source: Path, phases: list[str]) -> None:
     )
 
 
-def _shapes(exp: Experiment, network: blocks.Network) -> Variables:
-  key = jax.random.key(0)
-  return jax.eval_shape(lambda k: blocks.init(network, k, exp.image_shape), key)
-
-
 def _check_teacher(exp: Experiment) -> Path | None:
   """Where an existing teacher is to be read, checked to fit."""
   path = exp.config['teacher']['checkpoint']
   if not path:
     return None
   directory = checkpoints.teacher_checkpoint(path)
-  checkpoints.read_variables(directory, _shapes(exp, exp.teacher_network))
+  checkpoints.read_variables(
+    directory, blocks.shapes(exp.teacher_network, exp.image_shape)
+  )
   return directory
 
 
@@ -303,18 +302,24 @@ def _assemble(
   if stage.folded and previous is not None:
     return fold(previous, stage.inherited)
   exp = run.experiment
-  new = blocks.init(exp.network(stage), exp.rng(stage.name), exp.image_shape)
   last = len(stage.student) - 1
   if stage.folded:
-    sources = [teacher if i < stage.inherited else new for i in range(last + 2)]
+    own = [i >= stage.inherited for i in range(last + 2)]
   else:
-    (index,) = stage.trained_blocks
-    new = _initialize(run, stage, index, new, teacher)
-    sources = [previous if own else teacher for own in stage.student]
-    sources.append(sources[last])
-    sources[index] = new
-    if index == last:
-      sources[-1] = new
+    own = [trained for trained in stage.trained]
+  new = blocks.init(
+    exp.network(stage),
+    exp.rng(stage.name),
+    exp.image_shape,
+    tuple(i for i, is_new in enumerate(own) if is_new),
+  )
+  if not stage.folded:
+    new = _initialize(run, stage, new, teacher)
+  students = (*stage.student, stage.student[last])
+  sources = [
+    new if is_new else previous if is_student and previous else teacher
+    for is_new, is_student in zip(own, students)
+  ]
   return Variables(
     tuple(source.params[i] for i, source in enumerate(sources)),
     tuple(source.batch_stats[i] for i, source in enumerate(sources)),
@@ -322,12 +327,13 @@ def _assemble(
 
 
 def _initialize(
-  run: Run, stage: Stage, index: int, new: Variables, teacher: Variables
+  run: Run, stage: Stage, new: Variables, teacher: Variables
 ) -> Variables:
+  """The stage's new block as `compression.init` wants it."""
   exp = run.experiment
-  images = jax.device_get(
-    run.train.images[: initialization.CALIBRATION_EXAMPLES]
-  )
+  (index,) = stage.trained_blocks
+  count = initialization.CALIBRATION_EXAMPLES
+  images = jnp.asarray(jax.device_get(run.train.images[:count]))
   return initialization.initialize_block(
     exp.config['compression']['init'],
     index,
@@ -337,7 +343,7 @@ def _initialize(
     random=new,
     teacher_network=exp.local.network(),
     teacher_variables=teacher,
-    images=normalise(jnp.asarray(images), run.augmentation),
+    images=normalise(images, run.augmentation),
   )
 
 

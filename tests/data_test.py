@@ -360,8 +360,8 @@ def test_sets_without_what_is_needed(tmp_path):
   toy(tmp_path / 'a', label=tfds.features.Scalar(np.int64))
   message = refused('toy', data_dir=str(tmp_path / 'a'))
   assert (
-    "a class 'label', but it has: image (Image (6, 4, 3) uint8), "
-    'label (Scalar () int64)' in message
+    "a class 'label', but it has image: Image(shape=(6, 4, 3), dtype=uint8), "
+    'label: Scalar(shape=(), dtype=int64)' in message
   )
   toy(tmp_path / 'b', labels=[0] * 24 + [-1])
   assert 'labels from -1 to 0' in refused('toy', data_dir=str(tmp_path / 'b'))

@@ -235,8 +235,8 @@ def _unreadable(name: str, directory: Any, error: Exception) -> UserError:
   # to explain themselves over several lines.
   reason = ' '.join(str(error).split()) or type(error).__name__
   return UserError(
-    f'data.name = {name!r}: cannot read {directory}: {reason[:200]}; delete '
-    'it and prepare it again'
+    f'data.name = {name!r}: cannot read {directory}: {reason[:200]}; if it '
+    'is damaged, delete it and prepare it again'
   )
 
 
@@ -263,15 +263,10 @@ def _open(name: str, directory: Path) -> tuple[Any, tuple[str, ...]]:
     and isinstance(label, tfds.features.ClassLabel)
   ):
     # Sorted, because TFDS restores them in any order.
-    found = ', '.join(
-      f'{k} ({type(v).__name__} {v.shape} {v.np_dtype})'
-      if isinstance(v, tfds.features.Tensor)
-      else f'{k} ({type(v).__name__})'
-      for k, v in sorted(features.items())
-    )
+    found = ', '.join(f'{k}: {v!r}' for k, v in sorted(features.items()))
     raise UserError(
       f"data.name = {name!r} must have a uint8 'image' of 1 or 3 channels and "
-      f"a class 'label', but it has: {found}"
+      f"a class 'label', but it has {' '.join(found.split())}"
     )
   return builder, tuple(label.names)
 
