@@ -102,7 +102,7 @@ def show_results(
   summary: Mapping[str, Any], console: rich.console.Console
 ) -> None:
   """Prints teacher, stages and student as a table."""
-  table = _table(f'{summary["dataset"]["name"]}, test split')
+  table = new_table(f'{summary["dataset"]["name"]}, test split')
   table.add_column('', no_wrap=True)
   top_5 = 'top_5_accuracy' in summary['student']
   headers = ['accuracy', *(['top-5'] if top_5 else []), 'agreement', 'KL']
@@ -142,11 +142,26 @@ def show_results(
       console.print(rich.text.Text(f'warning: {stage["warning"]}', 'yellow'))
 
 
-def _table(title: str) -> rich.table.Table:
+def new_table(title: str) -> rich.table.Table:
   """A table that fits 80 columns."""
   return rich.table.Table(
-    title=title, title_justify='left', box=rich.box.SIMPLE_HEAD, pad_edge=False
+    title=title,
+    title_justify='left',
+    box=rich.box.SIMPLE_HEAD,
+    pad_edge=False,
+    collapse_padding=True,
   )
+
+
+def figure(name: str, value: float | None) -> str:
+  """A figure as text; empty for None."""
+  if value is None:
+    return ''
+  if name == 'params':
+    return f'{value:,}'
+  if name == 'flops_per_example':
+    return f'{value / 1e6:,.2f} M'
+  return f'{value:.4f}'
 
 
 def _fixed(value: float | None, digits: int) -> str:
@@ -165,7 +180,7 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
     highlight=False,
   )
   _show_blocks(exp, console)
-  table = _table('Stages')
+  table = new_table('Stages')
   for header in 'stage', 'network', 'trains':
     table.add_column(header, no_wrap=True)
   for header in 'trained', 'params', 'MFLOPs', 'MiB', 'steps':
@@ -211,7 +226,7 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
 
 
 def _show_blocks(exp: Experiment, console: rich.console.Console) -> None:
-  table = _table('Blocks, shallow to deep')
+  table = new_table('Blocks, shallow to deep')
   table.add_column('block', no_wrap=True)
   for header in ('keep', 'channels', 'units', 'params', 'x', 'MFLOPs', 'x'):
     table.add_column(header, justify='right', no_wrap=True)
