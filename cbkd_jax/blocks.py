@@ -164,10 +164,29 @@ def _compiled_init(on_cpu: bool) -> Callable[..., Variables]:
 
 def shapes(network: Network, image_shape: tuple[int, int, int]) -> Variables:
   """The shapes and types of a network's variables, nothing computed."""
-  parts = tuple(range(len(network.parts)))
-  return jax.eval_shape(
-    lambda: _init(network, jax.random.key(0), tuple(image_shape), parts)
+  shape, params, batch_stats = (1, *image_shape), [], []
+  for part in network.parts:
+    variables, shape = part_shapes(part, shape)
+    params.append(variables['params'])
+    batch_stats.append(variables.get('batch_stats', {}))
+  return Variables(tuple(params), tuple(batch_stats))
+
+
+@functools.cache
+def part_shapes(
+  part: Any, shape: tuple[int, ...]
+) -> tuple[Tree, tuple[int, ...] | None]:
+  """Shapes of a part's variables, and of its output for an input of `shape`.
+
+  Cached: the networks of one plan share most of their parts.
+  """
+  out, variables = jax.eval_shape(
+    lambda: part.init_with_output(
+      jax.random.key(0), jnp.zeros(shape, jnp.float32), train=False
+    )
   )
+  output = getattr(out, 'output', None)
+  return variables, None if output is None else output.shape
 
 
 def _init(network, rng, image_shape, parts):

@@ -1,5 +1,6 @@
 """What networks and steps cost, from shapes alone: nothing is computed."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,39 +24,34 @@ def per_block(
     Per block 'params' (trainable ones), 'flops_per_example' (XLA's count of
     the forward pass, 2 per multiply-add) and 'bytes' (of the parameters).
   """
-  variables = blocks.shapes(network, image_shape)
-  x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  costs = []
-  for i, part in enumerate(network.parts):
-    part_variables = {
-      'params': variables.params[i],
-      'batch_stats': variables.batch_stats[i],
-    }
-    fn = jax.jit(lambda v, x, part=part: part.apply(v, x, train=False))
-    lowered = fn.lower(part_variables, x)
-    out = jax.eval_shape(fn, part_variables, x)
-    x = getattr(out, 'output', None)
-    params = variables.params[i]
+  shape, costs = (1, *image_shape), []
+  for part in network.parts:
+    variables, output = blocks.part_shapes(part, shape)
     costs.append(
       {
-        'params': blocks.count_params(params),
-        'flops_per_example': float(lowered.cost_analysis()['flops']),
-        'bytes': tree_bytes(params),
+        'params': blocks.count_params(variables['params']),
+        'flops_per_example': _flops(part, shape),
+        'bytes': tree_bytes(variables['params']),
       }
     )
+    shape = output
   head = costs.pop()
   costs[-1] = {key: costs[-1][key] + head[key] for key in head}
   return costs
 
 
+@functools.cache
+def _flops(part: Any, shape: tuple[int, ...]) -> float:
+  """XLA's count for a part on an input of `shape`."""
+  variables, _ = blocks.part_shapes(part, shape)
+  x = jax.ShapeDtypeStruct(shape, jnp.float32)
+  fn = jax.jit(lambda v, x: part.apply(v, x, train=False))
+  return float(fn.lower(variables, x).cost_analysis()['flops'])
+
+
 def total(costs: Sequence[dict[str, float]]) -> dict[str, float]:
   """The sum over blocks."""
   return {key: sum(cost[key] for cost in costs) for key in costs[0]}
-
-
-def tree_bytes(tree: Tree) -> int:
-  """Bytes of all arrays in `tree`."""
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def stage_memory(spec: step.StepSpec, local_batch: int) -> int:
@@ -70,43 +66,34 @@ def stage_memory(spec: step.StepSpec, local_batch: int) -> int:
     local_batch: examples per device and step.
   """
   student = blocks.shapes(spec.student, spec.image_shape)
-  teacher = student
+  teacher = None
   if spec.teacher is not None:
     teacher = blocks.shapes(spec.teacher, spec.image_shape)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  state = jax.eval_shape(
-    lambda s, t, k: step.create_train_state(spec, s, t, k),
-    student,
-    teacher,
-    key,
-  )
   x = jax.ShapeDtypeStruct((local_batch, *spec.image_shape), jnp.float32)
   trained = tuple(p for p, t in zip(student.params, spec.trained) if t)
 
   def forward(trained, student, teacher, x):
     params = step.merge(spec.trained, trained, student.params)
-    views = step.views(
-      spec,
-      Variables(params, student.batch_stats),
-      teacher,
-      x,
-      spec.trained,
+    variables = Variables(params, student.batch_stats)
+    found = step.views(spec, variables, teacher, x, spec.trained)
+    return found[:2]
+
+  def run(trained, student, teacher, x):
+    views, backward = jax.vjp(
+      lambda t: forward(t, student, teacher, x), trained
     )
-    return views[0]
+    params, state = spec.objective.init(jax.random.key(0), *views)
+    opt_state = spec.tx.init((*student.params, params))
+    return (params, state, opt_state), jax.tree.leaves(backward)
 
-  def residuals(trained: Any, student: Any, teacher: Any, x: Any):
-    _, backward = jax.vjp(lambda t: forward(t, student, teacher, x), trained)
-    return jax.tree.leaves(backward)
-
-  # What is kept includes the parameters themselves; they are counted once.
-  kept = jax.eval_shape(residuals, trained, student, teacher, x)
+  state, kept = jax.eval_shape(run, trained, student, teacher, x)
+  # What is kept for the backward pass includes parameters, counted already.
   kept = [leaf for leaf in kept if leaf.shape[:1] == (local_batch,)]
-  rest = jax.tree.leaves(teacher.params[spec.shared :])
-  if spec.teacher is None:
-    rest = []
-  return (
-    tree_bytes(state)
-    + tree_bytes(trained)
-    + tree_bytes(rest)
-    + tree_bytes(kept)
-  )
+  rest = teacher.params[spec.shared :] if teacher else ()
+  counted = (state, student, trained, rest, kept)
+  return sum(tree_bytes(tree) for tree in counted)
+
+
+def tree_bytes(tree: Tree) -> int:
+  """Bytes of all arrays in `tree`."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

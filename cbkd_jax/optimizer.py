@@ -26,10 +26,11 @@ def learning_rate_fn(training: Training) -> optax.Schedule:
   elif training.schedule == 'step':
     # Milestones count from the phase's start, the schedule from the warm-up's
     # end.
-    boundaries = {
-      max(1, round(m * steps) - warmup): training.decay
-      for m in training.milestones
-    }
+    boundaries: dict[int, float] = {}
+    for milestone in training.milestones:
+      at = max(1, round(milestone * steps) - warmup)
+      # Of a short phase several may fall on one step: all count.
+      boundaries[at] = boundaries.get(at, 1.0) * training.decay
     main = optax.piecewise_constant_schedule(peak, boundaries)
   else:
     main = optax.constant_schedule(peak)

@@ -249,6 +249,14 @@ def _arrow(before: Any, after: Any) -> str:
   return f'{before} → {after}'
 
 
+def _short(value: float) -> str:
+  """Three digits and a unit: 9.42M."""
+  for unit, size in ('M', 1e6), ('k', 1e3):
+    if value >= size:
+      return f'{value / size:.3g}{unit}'
+  return f'{value:g}'
+
+
 def _reduction(
   teacher: Mapping[str, float], student: Mapping[str, float]
 ) -> tuple[str, str, str, str]:
@@ -256,9 +264,9 @@ def _reduction(
   params = teacher['params'], student['params']
   flops = teacher['flops_per_example'], student['flops_per_example']
   return (
-    _arrow(*(f'{value:,}' for value in params)),
+    _arrow(*(_short(value) for value in params)),
     f'{params[0] / params[1]:.2f}',
-    _arrow(*(f'{value / 1e6:,.2f}' for value in flops)),
+    _arrow(*(f'{value / 1e6:,.1f}' for value in flops)),
     f'{flops[0] / flops[1]:.2f}',
   )
 

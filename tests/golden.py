@@ -7,6 +7,7 @@ for an absent file is skipped. Arrays are in torch's layout, [N, C, H, W].
 `tests/golden/resnet8__train_step.npz` is one training step of RepDistiller's
 resnet8 (github.com/HobbitLong/RepDistiller at b84f547, torch 2.13 on a CPU):
 the full set's file less its feature maps and BatchNorm's step counters.
+`tests/golden/losses/` holds whole files of RepDistiller's losses.
 """
 
 import pathlib
@@ -25,6 +26,7 @@ def load(name: str) -> dict[str, np.ndarray]:
   The clone's own copy, which may be reduced, goes first.
   """
   candidates = (
+    _IN_CLONE / f'{name}.npz',
     _IN_CLONE / f'{pathlib.PurePath(name).name}.npz',
     _FULL_SET / f'{name}.npz',
   )

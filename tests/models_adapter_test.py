@@ -22,13 +22,12 @@ def wrn_block():
   return models.build('wrn_16_2', 10, (32, 32, 3)).block(1, 8, 1)
 
 
-def draw(make_variables, *args):
-  """Variables of the shapes that `make_variables` gives, biases not zero.
+def draw(shapes):
+  """Variables of the given shapes, biases not zero.
 
   NumPy draws them: compiling JAX's generators takes seconds.
   """
   random = np.random.default_rng(1)
-  shapes = jax.eval_shape(make_variables, jax.random.key(0), *args)
   # 0.1 to 1 suits a variance too; half of the weights get a negative sign.
   return jax.tree.map_with_path(
     lambda path, leaf: np.float32(
@@ -130,9 +129,7 @@ def test_fits_into_a_network_and_trains():
     (first, Adapted(architecture.block(1, 16, 1), 16, 64), last),
     architecture.head(),
   )
-  variables = draw(
-    functools.partial(blocks.init, hybrid, image_shape=(8, 8, 3))
-  )
+  variables = draw(blocks.shapes(hybrid, (8, 8, 3)))
   x = np.float32(np.random.default_rng(0).normal(size=(2, 8, 8, 3)))
   outputs, batch_stats = jax.jit(
     lambda v, x: blocks.run(hybrid, v, x, train=(False, True, False, False))

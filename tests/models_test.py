@@ -41,17 +41,11 @@ PARAMS = {
 ONE_PER_FAMILY = ('resnet8', 'resnet18', 'vgg8', 'wrn_10_2')
 
 
-def abstract_variables(network, image_shape):
-  return jax.eval_shape(
-    lambda rng: blocks.init(network, rng, image_shape), jax.random.key(0)
-  )
-
-
 def abstract_outputs(network, image_shape, batch=2, train=False):
   """Shapes and dtypes of all parts' outputs and of the new batch_stats."""
   return jax.eval_shape(
     lambda v, x: blocks.run(network, v, x, train=(train,) * len(network.parts)),
-    abstract_variables(network, image_shape),
+    blocks.shapes(network, image_shape),
     jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32),
   )
 
@@ -59,7 +53,7 @@ def abstract_outputs(network, image_shape, batch=2, train=False):
 def random_variables(network, image_shape, seed=0):
   """Variables with no two entries alike, so that swapped ones show."""
   random = np.random.default_rng(seed)
-  variables = abstract_variables(network, image_shape)
+  variables = blocks.shapes(network, image_shape)
 
   def draw(path, leaf):
     u = random.uniform(-1, 1, leaf.shape)
@@ -79,7 +73,7 @@ def test_table_has_every_model():
 @pytest.mark.parametrize(('name', 'expected'), PARAMS.items())
 def test_param_count(name, expected):
   network = models.build(name, 100, (32, 32, 3)).network()
-  variables = abstract_variables(network, (32, 32, 3))
+  variables = blocks.shapes(network, (32, 32, 3))
   assert blocks.count_params(variables.params) == expected
 
 
@@ -94,7 +88,7 @@ def test_param_count(name, expected):
 )
 def test_param_count_at_imagenet_size(name, expected):
   network = models.build(name, 1000, (224, 224, 3)).network()
-  variables = abstract_variables(network, (224, 224, 3))
+  variables = blocks.shapes(network, (224, 224, 3))
   assert blocks.count_params(variables.params) == expected
 
 
@@ -145,7 +139,7 @@ def test_grey_and_oblong_images(name):
 def test_bfloat16_computes_but_does_not_store(name):
   image_shape = (32, 32, 3)
   network = models.build(name, 10, image_shape, jnp.bfloat16).network()
-  variables = abstract_variables(network, image_shape)
+  variables = blocks.shapes(network, image_shape)
   (*parts, head), batch_stats = abstract_outputs(
     network, image_shape, train=True
   )
@@ -240,7 +234,7 @@ WIRED = (
 @pytest.mark.parametrize('name', WIRED)
 def test_wiring_lists_every_layer_with_consistent_sizes(name):
   network, wiring, widths = narrow(name)
-  params = abstract_variables(network, (16, 16, 3)).params
+  params = blocks.shapes(network, (16, 16, 3)).params
   for i, wires in enumerate(wiring):
     assert sorted(layer.path for layer in wires) == sorted(
       layer_paths(params[i])

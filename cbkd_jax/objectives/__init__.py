@@ -41,7 +41,7 @@ class Term:
       for f in dataclasses.fields(self.method)
     )
     call = f'{name}({options})' if options else name
-    return call if self.weight == 1 else f'{self.weight:g}*{call}'
+    return call if self.weight == 1 else f'{self.weight:.12g}*{call}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ def parse(expression: str, field: str = 'objective') -> Objective:
       key = f'{name}_{count + 1}' if count else name
       terms.append(Term(weight, key, method))
     return Objective(tuple(terms))
-  except (UserError, RecursionError) as error:
+  except (UserError, RecursionError, OverflowError) as error:
     raise UserError(f'{prefix}: {error}') from None
 
 
@@ -217,9 +217,11 @@ def _method(node: ast.expr, keywords: list[ast.keyword]) -> Method:
         f'{nearest(str(keyword.arg), known)}; '
         f'known: {", ".join(known) or "none"}'
       )
+    if keyword.arg in options:
+      raise UserError(f"{name}: option '{keyword.arg}' is given twice")
     try:
       value = ast.literal_eval(keyword.value)
-    except ValueError:
+    except (ValueError, TypeError):
       raise UserError(
         f'{name}.{keyword.arg} = {ast.unparse(keyword.value)}: must be a '
         'plain value'

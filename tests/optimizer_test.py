@@ -1,0 +1,214 @@
+"""Schedules and updates against numbers worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cbkd_jax.optimizer import learning_rate_fn, make_optimizer
+from cbkd_jax.stages import Training
+
+RATE = 0.1
+
+
+def rates(steps, at, **fields):
+  fn = learning_rate_fn(Training(steps=steps, **fields))
+  return [float(fn(i)) for i in at]
+
+
+def test_cosine_goes_from_its_peak_to_zero():
+  half = RATE * 0.5 * (1 + np.cos(np.pi * 0.25))
+  np.testing.assert_allclose(
+    rates(8, (0, 2, 4, 8), schedule='cosine'),
+    [0.1, half, 0.05, 0],
+    rtol=1e-6,
+    atol=1e-9,
+  )
+
+
+def test_warmup_rises_linearly_then_the_cosine_begins():
+  # 2 of 10 steps of warm-up, the cosine over the other 8.
+  np.testing.assert_allclose(
+    rates(10, (0, 1, 2, 6, 10), schedule='cosine', warmup=0.2),
+    [0, 0.05, 0.1, 0.05, 0],
+    rtol=1e-6,
+    atol=1e-9,
+  )
+
+
+@pytest.mark.parametrize('warmup', [0.0, 0.2])
+def test_milestones_count_from_the_phases_start(warmup):
+  found = rates(
+    10,
+    (4, 5, 7, 8, 9),
+    schedule='step',
+    milestones=(0.5, 0.8),
+    decay=0.1,
+    warmup=warmup,
+  )
+  np.testing.assert_allclose(found, [0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
+
+
+def test_two_milestones_at_one_step_both_count():
+  fields = {'schedule': 'step', 'decay': 0.5}
+  found = rates(10, (4, 5), milestones=(0.5, 0.52), **fields)
+  np.testing.assert_allclose(found, [0.1, 0.025], rtol=1e-6)
+
+
+def test_constant():
+  assert rates(10, (0, 9), schedule='constant') == [
+    pytest.approx(0.1, rel=1e-6)
+  ] * 2
+  found = rates(10, (0, 2, 4, 9), schedule='constant', warmup=0.4)
+  np.testing.assert_allclose(found, [0, 0.05, 0.1, 0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'step', 'constant'])
+@pytest.mark.parametrize('warmup', [0.0, 0.5, 1.0])
+def test_one_step_is_finite(schedule, warmup):
+  found = rates(1, (0, 1), schedule=schedule, warmup=warmup, milestones=(0.5,))
+  assert np.isfinite(found).all()
+  assert min(found) >= 0
+
+
+def parts():
+  """Three parts; the middle one trains."""
+  random = np.random.default_rng(0)
+  return tuple(
+    {'kernel': random.normal(size=(3, 4)), 'bias': random.normal(size=4)}
+    for _ in range(3)
+  )
+
+
+TRAINED = (False, True, False)
+
+
+def on_device(tree):
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+
+def take_steps(training, params, grads, trained=TRAINED):
+  tx = make_optimizer(training, trained)
+  params, grads = on_device(params), on_device(grads)
+  state = tx.init(params)
+
+  def step(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  for g in grads:
+    params, state = step(params, state, g)
+  return params, state
+
+
+def flat(part):
+  return np.concatenate([part['bias'].ravel(), part['kernel'].ravel()])
+
+
+def sgd_by_hand(w, grads, rates, clip, decay, momentum, nesterov):
+  v = 0
+  for g, rate in zip(grads, rates):
+    if clip:
+      g = g * min(1, clip / np.linalg.norm(g))
+    g = g + decay * w
+    v = momentum * v + g
+    w = w - rate * (g + momentum * v if nesterov else v)
+  return w
+
+
+@pytest.mark.parametrize('nesterov', [True, False])
+@pytest.mark.parametrize('clip', [0.0, 0.5, 100.0])
+def test_sgd_by_hand(nesterov, clip):
+  random = np.random.default_rng(1)
+  params = parts()
+  grads = [
+    jax.tree.map(lambda x: random.normal(size=x.shape), params)
+    for _ in range(3)
+  ]
+  training = Training(
+    steps=3,
+    schedule='step',
+    milestones=(0.6,),
+    weight_decay=0.01,
+    clip_norm=clip,
+    nesterov=nesterov,
+  )
+  after, _ = take_steps(training, params, grads)
+  expected = sgd_by_hand(
+    flat(params[1]),
+    [flat(g[1]) for g in grads],
+    [0.1, 0.1, 0.01],
+    clip,
+    0.01,
+    0.9,
+    nesterov,
+  )
+  np.testing.assert_allclose(flat(after[1]), expected, rtol=1e-5, atol=1e-6)
+  for i in (0, 2):
+    assert np.array_equal(flat(after[i]), flat(on_device(params)[i]))
+
+
+def test_adamw_by_hand():
+  random = np.random.default_rng(2)
+  params = parts()
+  grads = [
+    jax.tree.map(lambda x: random.normal(size=x.shape), params)
+    for _ in range(3)
+  ]
+  training = Training(
+    steps=3, optimizer='adamw', schedule='constant', weight_decay=0.01
+  )
+  after, _ = take_steps(training, params, grads)
+  w, m, v = flat(params[1]), 0, 0
+  for t, g in enumerate(grads, 1):
+    g = flat(g[1])
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+    step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    w = w - 0.1 * (step + 0.01 * w)
+  np.testing.assert_allclose(flat(after[1]), w, rtol=1e-5, atol=1e-5)
+  for i in (0, 2):
+    assert np.array_equal(flat(after[i]), flat(on_device(params)[i]))
+
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'adamw'])
+def test_frozen_gradients_do_not_matter(optimizer):
+  params = parts()
+  grads = jax.tree.map(lambda x: 10 * np.ones_like(x), params)
+  training = Training(
+    steps=1, optimizer=optimizer, clip_norm=1.0, weight_decay=0.01
+  )
+  one, _ = take_steps(training, params, [grads])
+  frozen = jax.tree.map(lambda x: 100 * x, grads)
+  two, _ = take_steps(training, params, [(frozen[0], grads[1], frozen[2])])
+  assert np.array_equal(flat(one[1]), flat(two[1]))
+  assert not np.array_equal(flat(one[1]), flat(on_device(params)[1]))
+
+
+def leaves(tree):
+  return sum(x.size for x in jax.tree.leaves(tree) if x.ndim)
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'per_parameter'), [('sgd', 1), ('adamw', 2)]
+)
+@pytest.mark.parametrize('trained', [TRAINED, (True,) * 3, (False,) * 3])
+def test_no_state_for_frozen_parts(optimizer, per_parameter, trained):
+  params = on_device(parts())
+  training = Training(
+    steps=1, optimizer=optimizer, clip_norm=1.0, weight_decay=0.01
+  )
+  state = make_optimizer(training, trained).init(params)
+  assert leaves(state) == per_parameter * 16 * sum(trained)
+
+
+def test_sgd_without_momentum_holds_no_state():
+  training = Training(steps=1, momentum=0.0, nesterov=False)
+  _, state = take_steps(training, parts(), [parts()])
+  assert leaves(state) == 0
+
+
+def test_a_mask_of_another_length_raises():
+  params = on_device(parts())
+  with pytest.raises(ValueError, match='different lengths'):
+    make_optimizer(Training(steps=1), (True, False)).init(params)
