@@ -25,14 +25,22 @@ def part_names(blocks: int) -> tuple[str, ...]:
 
 
 class PhaseCheckpoints:
-  """The checkpoints of the teacher, a stage or the thaw; the last is kept."""
+  """The checkpoints of the teacher, a stage or the thaw; the last is kept.
 
-  def __init__(self, directory: Path):
-    self._directory = directory
-    self._manager = ocp.CheckpointManager(
-      directory.absolute(),
-      options=ocp.CheckpointManagerOptions(max_to_keep=1),
+  Args:
+    directory: of the phase; is made where it is not `read_only`.
+    read_only: for a phase that may be another process's: nothing in it is
+      changed, half-written checkpoints are not cleared away.
+  """
+
+  def __init__(self, directory: Path, read_only: bool = False):
+    self._directory = directory.absolute()
+    options = (
+      ocp.CheckpointManagerOptions(read_only=True)
+      if read_only
+      else ocp.CheckpointManagerOptions(max_to_keep=1)
     )
+    self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def latest(self) -> int | None:
     """The step of the last complete checkpoint, None if there is none."""
@@ -58,10 +66,17 @@ class PhaseCheckpoints:
     )
 
   def progress(self) -> dict[str, Any]:
-    """The plain values of the last checkpoint."""
+    """The plain values of the last checkpoint.
+
+    Raises:
+      UserError: it can't be read.
+    """
     step = self._manager.latest_step()
     args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-    return self._manager.restore(step, args=args)['progress']
+    try:
+      return self._manager.restore(step, args=args)['progress']
+    except Exception as error:
+      raise _unreadable(self._directory / str(step), error) from None
 
   def restore(self, template: Tree) -> Tree:
     """The last checkpoint's arrays, as numpy.
@@ -73,9 +88,11 @@ class PhaseCheckpoints:
     Raises:
       UserError: it doesn't fit; names the entry and both shapes.
     """
-    step = self._manager.latest_step()
-    directory = self._directory.absolute() / str(step) / 'state'
-    return restore_tree(directory, template)
+    return restore_tree(self.state_directory(), template)
+
+  def state_directory(self) -> Path:
+    """Where the last checkpoint's arrays are, for `read_variables`."""
+    return self._directory / str(self._manager.latest_step()) / 'state'
 
   def close(self) -> None:
     """Waits for what is being written."""
@@ -100,10 +117,7 @@ def restore_tree(directory: Path, template: Tree) -> Tree:
   try:
     saved = checkpointer.metadata(directory).item_metadata.tree
   except Exception as error:
-    raise UserError(
-      f'checkpoint {directory}: cannot be read as an orbax checkpoint: '
-      f'{" ".join(str(error).split())[:160]}'
-    ) from None
+    raise _unreadable(directory, error) from None
   found = {_name(path): leaf for path, leaf in _leaves(saved)}
   for path, leaf in _leaves(template):
     name = _name(path)
@@ -117,16 +131,25 @@ def restore_tree(directory: Path, template: Tree) -> Tree:
         f'checkpoint {directory} does not fit: {name} has shape '
         f'{tuple(found[name].shape)} there, but {tuple(leaf.shape)} here'
       )
-  return checkpointer.restore(
-    directory,
-    args=ocp.args.PyTreeRestore(
-      item=template,
-      restore_args=jax.tree.map(
-        lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype),
-        template,
-      ),
-      partial_restore=True,
+  args = ocp.args.PyTreeRestore(
+    item=template,
+    restore_args=jax.tree.map(
+      lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype),
+      template,
     ),
+    partial_restore=True,
+  )
+  try:
+    return checkpointer.restore(directory, args=args)
+  except Exception as error:
+    raise _unreadable(directory, error) from None
+
+
+def _unreadable(directory: Path, error: Exception) -> UserError:
+  reason = ' '.join(str(error).split())[:160]
+  return UserError(
+    f'checkpoint {directory}: cannot be read as an orbax checkpoint, is it '
+    f'damaged? {reason}'
   )
 
 

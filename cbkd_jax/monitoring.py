@@ -38,7 +38,8 @@ class Monitor:
     self.close()
     self._path.touch()
     with self._path.open('r+b') as file:
-      file.truncate(position)
+      # Never longer: a log that someone has cut is not filled up with zeros.
+      file.truncate(min(position, self._path.stat().st_size))
     self._file = self._path.open('a')
     self._board = tensorboardX.SummaryWriter(
       str(self._tensorboard_dir), purge_step=global_step

@@ -7,9 +7,11 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cbkd_jax.errors import UserError
+
+_MARK = '.begun'  # stands beside phases that are being copied
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -44,15 +46,13 @@ def locked(workdir: Path) -> Iterator[None]:
   Raises:
     UserError: another process has it.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / '.lock').open('a+') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      raise UserError(
-        f'workdir = {workdir}: in use by process {file.read().strip()}'
-      ) from None
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / '.lock').open('a+')
+  except OSError as error:
+    raise UserError(f'workdir = {workdir}: {error.strerror}') from None
+  with file:
+    _take(workdir, file)
     file.truncate(0)
     file.write(f'{os.getpid()}\n')
     file.flush()
@@ -66,8 +66,19 @@ def check_free(workdir: Path) -> None:
     UserError: naming the process.
   """
   if (workdir / '.lock').exists():
-    with locked(workdir):
-      pass
+    with (workdir / '.lock').open() as file:
+      _take(workdir, file)
+
+
+def _take(workdir: Path, file: IO[str]) -> None:
+  """Takes the lock, which closing the file gives back."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.seek(0)
+    raise UserError(
+      f'workdir = {workdir}: in use by process {file.read().strip()}'
+    ) from None
 
 
 def check_config(
@@ -88,8 +99,10 @@ def check_config(
     raise UserError(f'workdir = {workdir}: is a file, must be a directory')
   path = workdir / 'config.json'
   if not path.exists():
-    others = set(os.listdir(workdir)) - {'.lock'} if workdir.exists() else ()
-    if others:
+    others = set(os.listdir(workdir)) if workdir.exists() else set()
+    others -= {'.lock', '.config.json.tmp'}
+    # With the mark, they are what a start that was cut short left behind.
+    if others and _MARK not in others:
       raise UserError(
         f'workdir = {workdir}: holds {sorted(others)[0]!r} but no '
         'config.json; give a directory that is new or empty'
@@ -120,19 +133,34 @@ def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return found
 
 
-def adopt(source: Path, workdir: Path, phases: Sequence[str]) -> None:
-  """Copies another run's finished phases and the log lines up to their end.
+def begin(
+  workdir: Path,
+  config: Mapping[str, Any],
+  source: Path | None = None,
+  phases: Sequence[str] = (),
+) -> None:
+  """Makes a new run's workdir; cut short at any point it can be done again.
 
   Args:
-    source: the other run's workdir.
-    workdir: of the new run; exists, without these phases.
+    workdir: exists and is locked; has no config.json.
+    config: the resolved config; is written last.
+    source: another run's workdir, whose finished phases are copied, and its
+      log, which a resume cuts back to their end.
     phases: names of the phases to take.
   """
-  for phase in phases:
-    temporary = workdir / f'.{phase}.tmp'
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source / phase, temporary)
-    temporary.replace(workdir / phase)
-  log = source / 'metrics.jsonl'
-  if log.exists():
-    shutil.copyfile(log, workdir / 'metrics.jsonl')
+  mark = workdir / _MARK
+  if mark.exists():
+    for path in workdir.iterdir():
+      if path.is_dir():
+        shutil.rmtree(path)
+      elif path.name not in ('.lock', _MARK):
+        path.unlink()
+  if phases:
+    mark.touch()
+    for phase in phases:
+      shutil.copytree(source / phase, workdir / phase)
+    log = source / 'metrics.jsonl'
+    if log.exists():
+      shutil.copyfile(log, workdir / log.name)
+  write_json(workdir / 'config.json', config)
+  mark.unlink(missing_ok=True)

@@ -39,7 +39,8 @@ def draw(shapes):
 
 
 def init(module):
-  return draw(functools.partial(module.init, train=False), X)
+  init_fn = functools.partial(module.init, train=False)
+  return draw(jax.eval_shape(init_fn, jax.random.key(0), X))
 
 
 def run(module):

@@ -1,0 +1,121 @@
+"""Costs against arithmetic."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from cbkd_jax import blocks, compression, counting, models, objectives, step
+from cbkd_jax.stages import Training
+
+
+def conv(k, a, b, side):
+  """2 per multiply-add; the border's zeros count in no honest count."""
+  inside = (k * side - (k - 1)) / side if k > 1 else 1  # taps per row
+  return 2 * inside**2 * a * b * side**2
+
+
+def test_per_block_of_a_teacher():
+  network = models.build('resnet8', 10, (32, 32, 3)).network()
+  costs = counting.per_block(network, (32, 32, 3))
+  assert [c['params'] for c in costs] == [
+    9 * 3 * 16 + 2 * 9 * 16 * 16 + 6 * 16,
+    9 * 16 * 32 + 9 * 32 * 32 + 16 * 32 + 6 * 32,
+    9 * 32 * 64 + 9 * 64 * 64 + 32 * 64 + 6 * 64 + 64 * 10 + 10,
+  ]
+  assert [c['bytes'] for c in costs] == [4 * c['params'] for c in costs]
+  expected = [
+    conv(3, 3, 16, 32) + 2 * conv(3, 16, 16, 32),
+    conv(3, 16, 32, 16) + conv(3, 32, 32, 16) + conv(1, 16, 32, 16),
+    conv(3, 32, 64, 8)
+    + conv(3, 64, 64, 8)
+    + conv(1, 32, 64, 8)
+    + 2 * 64 * 10,
+  ]
+  for cost, flops in zip(costs, expected):
+    assert cost['flops_per_example'] == pytest.approx(flops, rel=0.05)
+
+
+def test_student_in_the_order_of_its_blocks():
+  student = tiny.student(tiny.architecture())
+  folded = counting.per_block(student.network(jnp.float32, True), (8, 8, 1))
+  whole = counting.per_block(student.network(jnp.float32, False), (8, 8, 1))
+  # Widths 4, 3, 4 behind reductions to 2 and 3.
+  assert [c['params'] for c in folded] == [
+    9 * 4 + 3 * 4,
+    4 * 2 + 2 + 9 * 2 * 3 + 3 * 3,
+    3 * 3 + 3 + 9 * 3 * 4 + 3 * 4 + 4 * 3 + 3,
+  ]
+  assert whole[0] == folded[0]
+  assert whole[1]['params'] - folded[1]['params'] == 3 * 6 + 6
+  assert whole[2]['params'] - folded[2]['params'] == (6 - 3) * 3
+
+
+def test_total():
+  costs = [
+    {'params': 1, 'flops_per_example': 2.0, 'bytes': 4},
+    {'params': 10, 'flops_per_example': 20.0, 'bytes': 40},
+  ]
+  assert counting.total(costs) == {
+    'params': 11,
+    'flops_per_example': 22.0,
+    'bytes': 44,
+  }
+
+
+def test_tree_bytes():
+  tree = {'a': jnp.zeros((3, 5)), 'b': [jnp.zeros(7, jnp.bfloat16)]}
+  assert counting.tree_bytes(tree) == 60 + 14
+
+
+def spec(trained, optimizer='sgd'):
+  teacher = tiny.architecture()
+  is_student = (False, *trained[1:3])
+  return step.StepSpec(
+    student=tiny.hybrid(teacher, is_student),
+    teacher=teacher.network(),
+    objective=objectives.parse('kd'),
+    training=Training(steps=1, optimizer=optimizer),
+    trained=trained,
+    shared=trained.index(True),
+    augmentation=tiny.PLAIN,
+    image_shape=tiny.IMAGE_SHAPE,
+  )
+
+
+def test_stage_memory():
+  last = spec((False, False, True, True))
+  small, large = (counting.stage_memory(last, n) for n in (8, 16))
+  # What a batch keeps grows with it, the rest does not.
+  kept = large - small
+  shapes = blocks.shapes(last.student, tiny.IMAGE_SHAPE)
+  state = counting.tree_bytes(shapes)
+  trained = counting.tree_bytes(shapes.params[2:])
+  teacher = counting.tree_bytes(
+    blocks.shapes(last.teacher, tiny.IMAGE_SHAPE).params[2:]
+  )
+  # State with momentum, gradients, the teacher's remaining parts; step and key.
+  fixed = state + 2 * trained + teacher
+  assert small - kept == pytest.approx(fixed, abs=64)
+  adam = spec((False, False, True, True), 'adamw')
+  assert counting.stage_memory(adam, 8) - small == pytest.approx(
+    trained, abs=64
+  )
+  # More is kept where a shallower block trains, and where all do.
+  more = counting.stage_memory(spec((False, True, False, False)), 16)
+  everything = dataclasses.replace(last, trained=(True,) * 4, shared=0)
+  assert kept < large < more < counting.stage_memory(everything, 16)
+
+
+def test_flops_of_a_compressed_student_shrink_with_its_width():
+  teacher = models.build('vgg8', 10, (16, 16, 3))
+  student = compression.compress(
+    teacher, keep=(1, 0.5, 0.5, 0.5, 0.5), depth=(), inherit=1
+  )
+  ours = counting.per_block(teacher.network(), (16, 16, 3))
+  theirs = counting.per_block(student.network(jnp.float32, True), (16, 16, 3))
+  assert ours[0] == theirs[0]
+  for full, half in zip(ours[1:], theirs[1:]):
+    ratio = half['flops_per_example'] / full['flops_per_example']
+    assert 0.25 < ratio < 0.33  # a quarter, and the 1x1 map in front
