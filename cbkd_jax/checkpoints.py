@@ -28,17 +28,17 @@ class PhaseCheckpoints:
   """The checkpoints of the teacher, a stage or the thaw; the last is kept.
 
   Args:
-    directory: of the phase; is made where it is not `read_only`.
-    read_only: for a phase that may be another process's: nothing in it is
-      changed, half-written checkpoints are not cleared away.
+    directory: of the phase; is made if need be.
+    read_only: nothing is made, and what is half-written is not cleared away:
+      the phase may be another process's.
   """
 
   def __init__(self, directory: Path, read_only: bool = False):
     self._directory = directory.absolute()
-    options = (
-      ocp.CheckpointManagerOptions(read_only=True)
-      if read_only
-      else ocp.CheckpointManagerOptions(max_to_keep=1)
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=1,
+      create=not read_only,
+      cleanup_tmp_directories=not read_only,
     )
     self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -47,20 +47,19 @@ class PhaseCheckpoints:
     return self._manager.latest_step()
 
   def save(self, step: int, tree: Tree, progress: Mapping[str, Any]) -> None:
-    """Starts to save; returns as soon as the next train step may run.
+    """Starts to save; is done at the latest when the object is closed.
 
     Args:
       step: of the phase.
-      tree: nested dicts of arrays.
+      tree: a `snapshot`.
       progress: plain values beside it.
     """
     if self._manager.latest_step() == step:
       return
-    # The step that comes next takes over the state's memory.
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_copy(_without_empty(tree))),
+        state=ocp.args.StandardSave(tree),
         progress=ocp.args.JsonSave(dict(progress)),
       ),
     )
@@ -101,6 +100,11 @@ class PhaseCheckpoints:
 
 
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+def snapshot(state: TrainState, trained: Sequence[bool]) -> Tree:
+  """A copy of what a stage changes; the next step may take the state over."""
+  return _copy(_without_empty(state_to_tree(state, trained)))
 
 
 def restore_tree(directory: Path, template: Tree) -> Tree:

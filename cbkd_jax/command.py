@@ -42,6 +42,9 @@ def run(main: Callable[[], Any]) -> None:
       _fail(errors.EXIT_NON_FINITE, error)
     except errors.Preempted as error:
       _fail(errors.EXIT_PREEMPTED, f'{error}; the same command goes on')
+    except KeyboardInterrupt:
+      # The second Ctrl-C, or one that came before anything was to be saved.
+      _fail(errors.EXIT_PREEMPTED, 'interrupted; what was saved is kept')
 
   app.run(guarded, flags_parser=_parse)
 
@@ -58,16 +61,48 @@ def require(**values: Any) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+  logging.set_verbosity(logging.ERROR)
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
+      _check_type(flags.FLAGS.config)
+    return rest
   except flags.Error as error:
-    _fail(errors.EXIT_USAGE, error)
-  except AttributeError as error:
-    # ml_collections: an override of a field that does not exist.
-    _fail(errors.EXIT_USAGE, f'--config: no such field {error}')
+    if 'Traceback' not in str(error):
+      _fail(errors.EXIT_USAGE, error)
+    # Of the config file itself; its last line is the reason.
+    reason = str(error).strip().splitlines()[-1]
+  except OSError as error:
+    # Without ml_collections' words and the paths that it tried.
+    reason = str(error).strip().splitlines()[-1].rpartition('] ')[-1]
+  except (AttributeError, KeyError) as error:
+    # ml_collections: an override of a field that does not exist. The text is
+    # an error's `repr` inside another error.
+    reason = error.args[0] if error.args else error
+    reason = str(reason).replace('\\n', ' ').replace('\\', '').replace("'", '')
+    if 'get_config' not in reason:
+      reason = f'no such field: {reason}'
   except Exception as error:
-    # Raised inside the config file itself, or while it was looked for.
-    _fail(errors.EXIT_USAGE, f'--config: {type(error).__name__}: {error}')
+    # Raised by the config file itself.
+    reason = f'{type(error).__name__}: {error}'
+  _fail(errors.EXIT_USAGE, f'{_config_argument(argv)}: {reason}')
+
+
+def _check_type(config: Any) -> None:
+  if not hasattr(config, 'items'):
+    raise TypeError(
+      'get_config() must return a ConfigDict, but returned '
+      f'{type(config).__name__}'
+    )
+
+
+def _config_argument(argv: Sequence[str]) -> str:
+  """`--config=FILE` as it was given."""
+  for i, argument in enumerate(argv):
+    name, _, value = argument.lstrip('-').partition('=')
+    if name == 'config':
+      return f'--config={value or "".join(argv[i + 1 : i + 2])}'
+  return '--config'
 
 
 def _fail(code: int, message: Any) -> None:

@@ -170,7 +170,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def _check_fields(config: Any, default: Any, prefix: str) -> None:
-  for key in {*config, *default}:
+  for key in dict.fromkeys([*config, *default]):
     field = f'{prefix}{key}'
     if key not in default:
       raise UserError(f'{field}: no such field{nearest(key, default)}')

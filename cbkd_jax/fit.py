@@ -90,8 +90,7 @@ def fit(
     The last state, and the last step's metrics.
 
   Raises:
-    NonFiniteLossError: naming phase, step and term. Nothing is saved whose
-      loss was not seen to be finite.
+    NonFiniteLossError: naming phase, step and term.
     Preempted: `interrupted`; the state is saved.
   """
   total = spec.training.steps
@@ -107,15 +106,22 @@ def fit(
   compiled: set[int] = set()
   last: dict[str, float] = {}
   pending = None
+  # A checkpoint waits until the next step has shown that its loss is finite:
+  # one that can only lead to NaN must not take the place of a good one.
+  held = None
 
   def see(end: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
     """Reads the metrics of the call that ended at step `end`."""
+    nonlocal held
     values = jax.device_get(metrics)
     count = len(values['loss'])
     for i in range(count):
       at = end - count + i + 1
       row = {key: float(value[i]) for key, value in values.items()}
       _check_finite(name, at, row)
+      if held and at > held[0]:
+        saved.save(*held)
+        held = None
       if at % pace.log_every == 0 or at == total:
         monitor.write(
           name,
@@ -135,7 +141,7 @@ def fit(
       if interrupted():
         if pending:
           see(*pending)
-        _save(saved, done, state, spec, monitor, clock)
+        saved.save(*_checkpoint(state, spec, monitor, clock))
         raise Preempted(f'{name}: stopped at step {done} of {total}, saved')
       end = min((done // pace.per_call + 1) * pace.per_call, total)
       rows = sampler.indices(
@@ -158,7 +164,7 @@ def fit(
       done = end
       clock.seconds = before + time.monotonic() - began
       if due and done < total:
-        _save(saved, done, state, spec, monitor, clock)
+        held = _checkpoint(state, spec, monitor, clock)
   return state, last
 
 
@@ -171,24 +177,21 @@ def _check_finite(name: str, at: int, row: Mapping[str, float]) -> None:
       )
 
 
-def _save(
-  saved: checkpoints.PhaseCheckpoints,
-  done: int,
+def _checkpoint(
   state: step.TrainState,
   spec: step.StepSpec,
   monitor: Monitor,
   clock: Clock,
   results: Mapping[str, Any] | None = None,
-) -> None:
-  saved.save(
-    done,
-    checkpoints.state_to_tree(state, spec.trained),
-    {
-      'clock': dataclasses.asdict(clock),
-      'metrics_position': monitor.position(),
-      'results': results,
-    },
-  )
+) -> tuple[int, Any, dict[str, Any]]:
+  """The arguments of `PhaseCheckpoints.save` as things stand now."""
+  progress = {
+    'clock': dataclasses.asdict(clock),
+    'metrics_position': monitor.position(),
+    'results': results,
+  }
+  tree = checkpoints.snapshot(state, spec.trained)
+  return int(state.step), tree, progress
 
 
 def finish(
@@ -200,4 +203,4 @@ def finish(
   results: Mapping[str, Any],
 ) -> None:
   """Saves a phase's last state together with its results."""
-  _save(saved, int(state.step), state, spec, monitor, clock, results)
+  saved.save(*_checkpoint(state, spec, monitor, clock, results))

@@ -210,7 +210,7 @@ def train_step(
   accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
   metrics = {'loss': loss, **terms, 'accuracy': accuracy}
   metrics = jax.lax.pmean(metrics, AXIS)
-  metrics['grad_norm'] = optax.global_norm(grads)
+  metrics['grad_norm'] = optax.tree.norm(grads)
   if not spec.sync_batch_norm:
     batch_stats = jax.lax.pmean(batch_stats, AXIS)
 

@@ -106,7 +106,7 @@ def show_results(
   table.add_column('', no_wrap=True)
   top_5 = 'top_5_accuracy' in summary['student']
   headers = ['accuracy', *(['top-5'] if top_5 else []), 'agreement', 'KL']
-  headers += ['params', 'MFLOPs', 'seconds', 'images/s']
+  headers += ['params', 'MFLOPs', 'time', 'img/s']
   for header in headers:
     table.add_column(header, justify='right', no_wrap=True)
 
@@ -120,7 +120,7 @@ def show_results(
       _fixed(figures.get('kl_to_teacher'), 4),
       f'{cost["params"]:,}' if cost else '',
       f'{cost["flops_per_example"] / 1e6:,.2f}' if cost else '',
-      _fixed(figures.get('seconds'), 1),
+      _seconds(figures.get('seconds')),
       f'{speed:,.0f}' if speed else '',
     ]
     table.add_row(name, *cells)
@@ -162,6 +162,10 @@ def figure(name: str, value: float | None) -> str:
   if name == 'flops_per_example':
     return f'{value / 1e6:,.2f} M'
   return f'{value:.4f}'
+
+
+def _seconds(value: float | None) -> str:
+  return '' if value is None else f'{value:,.0f} s'
 
 
 def _fixed(value: float | None, digits: int) -> str:

@@ -6,7 +6,8 @@ and thaw, evaluation, summary. The same command in the same workdir resumes.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from cbkd_jax import (
 from cbkd_jax.blocks import Variables
 from cbkd_jax.compression import fold
 from cbkd_jax.data.augment import Augmentation, channel_stats, normalise
-from cbkd_jax.errors import Preempted, UserError
+from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 from cbkd_jax.experiment import Experiment
 from cbkd_jax.fit import Clock, Resident, finish, fit
 from cbkd_jax.monitoring import Monitor
@@ -54,7 +55,8 @@ class Run:
     train: the train split, on the devices.
     splits: the splits to report on, 'test' first, on the devices.
     labels: their labels.
-    teacher_logits: of each split, once the teacher is there.
+    teacher: its variables, once they are there.
+    teacher_logits: of each split, once they were needed.
     steps_before: steps of the phases that are done.
     position: of metrics.jsonl at the end of the phases that are done.
   """
@@ -67,6 +69,7 @@ class Run:
   train: Resident
   splits: dict[str, jax.Array]
   labels: dict[str, np.ndarray]
+  teacher: Variables | None = None
   teacher_logits: dict[str, np.ndarray] = dataclasses.field(
     default_factory=dict
   )
@@ -110,17 +113,17 @@ def train_and_evaluate(
     console.print(f'{directory}: already finished')
     summary.show_results(found, console)
     return found
-  adopted = _adopted_phases(exp, from_workdir, from_stage)
+  adopted = []
+  if not resumes:
+    adopted = _adopted_phases(exp, from_workdir, from_stage)
   dataset = load_data(values)
   teacher_path = None
-  if not _is_finished(directory / 'teacher'):
+  if not (adopted or _is_finished(directory / 'teacher')):
     teacher_path = _check_teacher(exp)
 
   with workdir.locked(directory):
     if not resumes:
-      if adopted:
-        workdir.adopt(from_workdir, directory, adopted)
-      workdir.write_json(directory / 'config.json', values)
+      workdir.begin(directory, values, from_workdir, adopted)
     with contextlib.closing(Monitor(directory, console)) as monitor:
       run = _start(exp, directory, monitor, interrupted, dataset)
       return _run_phases(run, dataset, teacher_path)
@@ -183,7 +186,9 @@ def _adopted_phases(
 def _is_finished(directory: Path) -> bool:
   if not directory.is_dir():
     return False
-  with contextlib.closing(checkpoints.PhaseCheckpoints(directory)) as saved:
+  with contextlib.closing(
+    checkpoints.PhaseCheckpoints(directory, read_only=True)
+  ) as saved:
     return saved.latest() is not None and bool(saved.progress()['results'])
 
 
@@ -194,12 +199,24 @@ def _check_adopted(exp: Experiment, source: Path, phases: list[str]) -> None:
     teacher, blocks.shapes(exp.teacher_network, exp.image_shape)
   )
   for stage in exp.stages[: len(phases)]:
-    template = blocks.shapes(exp.network(stage), exp.image_shape)
-    steps = [d for d in (source / stage.name).glob('[0-9]*') if d.is_dir()]
-    checkpoints.read_variables(
-      max(steps, key=lambda d: int(d.name)) / 'state',
+    _read_trained(
+      source / stage.name,
+      blocks.shapes(exp.network(stage), exp.image_shape),
+      stage.trained,
+    )
+
+
+def _read_trained(
+  directory: Path, template: Variables, trained: Sequence[bool]
+) -> Variables:
+  """`template` with the parts that a phase has trained."""
+  with contextlib.closing(
+    checkpoints.PhaseCheckpoints(directory, read_only=True)
+  ) as saved:
+    return checkpoints.read_variables(
+      saved.state_directory(),
       template,
-      [i for i, trained in enumerate(stage.trained) if trained],
+      [i for i, is_trained in enumerate(trained) if is_trained],
     )
 
 
@@ -250,13 +267,11 @@ def _run_phases(
   run: Run, dataset: data.Dataset, teacher_path: Path | None
 ) -> dict[str, Any]:
   exp = run.experiment
-  teacher, teacher_results = _teacher(run, teacher_path)
-  teacher = jax.device_get(teacher)
+  run.teacher, teacher_results = _teacher(run, teacher_path)
 
   variables, results = None, []
   for stage in exp.stages:
-    start = _assemble(run, stage, teacher, variables)
-    variables, stage_results = _stage(run, stage, start, teacher)
+    variables, stage_results = _stage(run, stage, variables)
     results.append(stage_results)
 
   student.save(run.directory / 'student', exp, variables, run.augmentation)
@@ -270,54 +285,62 @@ def _teacher(run: Run, path: Path | None) -> tuple[Variables, dict[str, float]]:
   """The teacher, trained or taken over, and its figures."""
   exp = run.experiment
   spec = exp.teacher_spec(run.augmentation)
-  variables = blocks.init(
-    exp.teacher_network, exp.rng('teacher'), exp.image_shape
-  )
   if exp.config['teacher']['checkpoint']:
     # Copied into this workdir: the run then stands on its own.
     training = dataclasses.replace(spec.training, steps=0)
     spec = dataclasses.replace(spec, training=training)
-  if path is not None:
-    variables = checkpoints.read_variables(path, variables)
-  state, results = _phase(run, 'teacher', spec, variables, None)
-  run.teacher_logits = _predict(run, exp.teacher_network, state.variables)
-  return state.variables, results
+
+  def start(restored: bool) -> Variables:
+    shapes = blocks.shapes(exp.teacher_network, exp.image_shape)
+    if restored:
+      return shapes
+    if path is not None:
+      return checkpoints.read_variables(path, shapes)
+    return blocks.init(exp.teacher_network, exp.rng('teacher'), exp.image_shape)
+
+  return _phase(run, 'teacher', spec, start, None)
 
 
 def _assemble(
-  run: Run, stage: Stage, teacher: Variables, previous: Variables | None
+  run: Run, stage: Stage, previous: Variables | None, restored: bool
 ) -> Variables:
   """A stage's network before its first step.
 
   Args:
     run: the run.
     stage: the stage.
-    teacher: the teacher's variables.
     previous: the network's variables after the stage before, if any.
+    restored: whether what the stage trains comes from a checkpoint; here it
+      is shapes, then.
 
   Returns:
     The teacher's variables in the teacher's parts, trained ones in the
     student's, and new ones in the block that this stage is about.
   """
+  exp = run.experiment
+  shapes = blocks.shapes(exp.network(stage), exp.image_shape)
+  if stage.folded and restored:
+    return shapes
   if stage.folded and previous is not None:
     return fold(previous, stage.inherited)
-  exp = run.experiment
   last = len(stage.student) - 1
   if stage.folded:
     own = [i >= stage.inherited for i in range(last + 2)]
   else:
     own = [trained for trained in stage.trained]
-  new = blocks.init(
-    exp.network(stage),
-    exp.rng(stage.name),
-    exp.image_shape,
-    tuple(i for i, is_new in enumerate(own) if is_new),
-  )
-  if not stage.folded:
-    new = _initialize(run, stage, new, teacher)
+  new = shapes
+  if not restored:
+    new = blocks.init(
+      exp.network(stage),
+      exp.rng(stage.name),
+      exp.image_shape,
+      tuple(i for i, is_new in enumerate(own) if is_new),
+    )
+    if not stage.folded:
+      new = _initialize(run, stage, new)
   students = (*stage.student, stage.student[last])
   sources = [
-    new if is_new else previous if is_student and previous else teacher
+    new if is_new else previous if is_student and previous else run.teacher
     for is_new, is_student in zip(own, students)
   ]
   return Variables(
@@ -326,9 +349,7 @@ def _assemble(
   )
 
 
-def _initialize(
-  run: Run, stage: Stage, new: Variables, teacher: Variables
-) -> Variables:
+def _initialize(run: Run, stage: Stage, new: Variables) -> Variables:
   """The stage's new block as `compression.init` wants it."""
   exp = run.experiment
   (index,) = stage.trained_blocks
@@ -342,13 +363,13 @@ def _initialize(
     network=exp.network(stage, local=True),
     random=new,
     teacher_network=exp.local.network(),
-    teacher_variables=teacher,
+    teacher_variables=run.teacher,
     images=normalise(images, run.augmentation),
   )
 
 
 def _stage(
-  run: Run, stage: Stage, start: Variables, teacher: Variables
+  run: Run, stage: Stage, previous: Variables | None
 ) -> tuple[Variables, dict[str, Any]]:
   """Trains one stage; returns its network's variables and its figures."""
   exp = run.experiment
@@ -359,10 +380,11 @@ def _stage(
     rest = Variables(
       *(
         tuple(None if i < stage.shared else t for i, t in enumerate(trees))
-        for trees in teacher
+        for trees in run.teacher
       )
     )
-  state, results = _phase(run, stage.name, spec, start, rest)
+  start = functools.partial(_assemble, run, stage, previous)
+  variables, results = _phase(run, stage.name, spec, start, rest)
   results = {
     'name': stage.name,
     'trained_blocks': list(stage.trained_blocks),
@@ -370,67 +392,117 @@ def _stage(
   }
   if results['warning']:
     run.monitor.console.print(f'[yellow]warning: {results["warning"]}')
-  return jax.device_get(state.variables), results
+  return variables, results
 
 
 def _phase(
   run: Run,
   name: str,
   spec: step.StepSpec,
-  start: Variables,
+  start: Callable[[bool], Variables],
   teacher: Variables | None,
-) -> tuple[step.TrainState, dict[str, Any]]:
-  """Trains a phase to its end, or reads its end, and evaluates it."""
-  exp = run.experiment
+) -> tuple[Variables, dict[str, Any]]:
+  """Trains a phase to its end, or reads its end, and evaluates it.
+
+  Args:
+    run: the run.
+    name: the phase's.
+    spec: what is static in its step.
+    start: gives the network's variables before the first step; `start(True)`
+      gives mere shapes for what the phase trains.
+    teacher: the teacher's variables, as the step wants them.
+
+  Returns:
+    The network's variables at the end, on the host, and its figures.
+  """
+  if run.interrupted():
+    raise Preempted(f'{name}: not begun; what was done before is saved')
   directory = run.directory / name
   with contextlib.closing(checkpoints.PhaseCheckpoints(directory)) as saved:
-    state = step.create_train_state(spec, start, teacher, exp.rng(name))
     progress = {'clock': {}, 'metrics_position': run.position, 'results': None}
     if saved.latest() is not None:
       progress = saved.progress()
-      state = checkpoints.tree_to_state(saved, state, spec.trained)
-    clock = Clock(**progress['clock'])
-    if not progress['results']:
-      total = spec.training.steps
-      run.monitor.open(
-        progress['metrics_position'], run.steps_before + int(state.step)
-      )
-      if total:
-        state, last = fit(
-          name,
-          spec,
-          exp.replicas.put(state),
-          exp.replicas.put(teacher),
-          run.train,
-          replicas=exp.replicas,
-          pace=exp.pace,
-          sample_seed=exp.sample_seed(name),
-          saved=saved,
-          monitor=run.monitor,
-          steps_before=run.steps_before,
-          interrupted=run.interrupted,
-          clock=clock,
-        )
-      else:
-        last = {'loss': None}
-      figures = _evaluate(run, name, spec, state)
-      progress['results'] = {
-        'steps': total,
-        **figures,
-        'loss': last['loss'],
-        'seconds': clock.seconds,
-        'compile_seconds': clock.compile_seconds,
-        'examples_per_second': clock.examples_per_second(
-          total * exp.pace.batch_size
-        ),
-      }
-      finish(saved, state, spec, run.monitor, clock, progress['results'])
-      progress['metrics_position'] = run.monitor.position()
-    elif run.interrupted():
-      raise Preempted(f'{name}: stopped; what was done is saved')
+    if progress['results']:
+      variables = _read_trained(directory, start(True), spec.trained)
+    else:
+      variables = _train(run, name, spec, start, teacher, saved, progress)
   run.position = progress['metrics_position']
-  run.steps_before += spec.training.steps
-  return state, progress['results']
+  run.steps_before += progress['results']['steps']
+  return jax.device_get(variables), progress['results']
+
+
+def _train(
+  run: Run,
+  name: str,
+  spec: step.StepSpec,
+  start: Callable[[bool], Variables],
+  teacher: Variables | None,
+  saved: checkpoints.PhaseCheckpoints,
+  progress: dict[str, Any],
+) -> Variables:
+  """Trains and evaluates a phase from where it stands; updates `progress`."""
+  exp = run.experiment
+  rng = exp.rng(name)
+  if saved.latest() is None:
+    state = step.create_train_state(spec, start(False), teacher, rng)
+  else:
+    state = _restore(spec, start(True), teacher, rng, saved)
+  clock = Clock(**progress['clock'])
+  total = spec.training.steps
+  run.monitor.open(
+    progress['metrics_position'], run.steps_before + int(state.step)
+  )
+  last = {'loss': None}
+  if total:
+    state, last = fit(
+      name,
+      spec,
+      exp.replicas.put(state),
+      exp.replicas.put(teacher),
+      run.train,
+      replicas=exp.replicas,
+      pace=exp.pace,
+      sample_seed=exp.sample_seed(name),
+      saved=saved,
+      monitor=run.monitor,
+      steps_before=run.steps_before,
+      interrupted=run.interrupted,
+      clock=clock,
+    )
+  figures = _evaluate(run, name, spec, state)
+  progress['results'] = {
+    'steps': total,
+    **figures,
+    'loss': last['loss'],
+    'seconds': clock.seconds,
+    'compile_seconds': clock.compile_seconds,
+    'examples_per_second': clock.examples_per_second(
+      total * exp.pace.batch_size
+    ),
+  }
+  finish(saved, state, spec, run.monitor, clock, progress['results'])
+  progress['metrics_position'] = run.monitor.position()
+  return state.variables
+
+
+def _restore(
+  spec: step.StepSpec,
+  known: Variables,
+  teacher: Variables | None,
+  rng: jax.Array,
+  saved: checkpoints.PhaseCheckpoints,
+) -> step.TrainState:
+  """A phase's state in the middle; `known` holds what it doesn't train."""
+  state = jax.eval_shape(
+    functools.partial(step.create_train_state, spec),
+    known,
+    teacher,
+    rng,
+  )
+  state = state._replace(
+    params=(*known.params, state.params[-1]), batch_stats=known.batch_stats
+  )
+  return checkpoints.tree_to_state(saved, state, spec.trained)
 
 
 def _predict(
@@ -455,9 +527,17 @@ def _evaluate(
   run: Run, name: str, spec: step.StepSpec, state: step.TrainState
 ) -> dict[str, Any]:
   """A phase's figures on the test split, and on the validation split."""
+  exp = run.experiment
   logits = _predict(run, spec.student, state.variables)
+  if run.teacher is not None and not run.teacher_logits:
+    run.teacher_logits = _predict(run, exp.teacher_network, run.teacher)
   found = {}
   for split, values in logits.items():
+    if not np.isfinite(values).all():
+      raise NonFiniteLossError(
+        f'{name}, step {spec.training.steps}: logits of the {split} split are '
+        'not finite; the last checkpoint is kept'
+      )
     found[split] = evaluation.scores(values, run.labels[split])
     if run.teacher_logits:
       teacher = run.teacher_logits[split]
@@ -471,7 +551,7 @@ def _evaluate(
   figures = found.pop('test')
   for split, values in found.items():
     figures |= {f'{split}_{key}': value for key, value in values.items()}
-  chance = 1 / run.experiment.config['data']['classes']
+  chance = 1 / exp.config['data']['classes']
   warning = None
   if figures['accuracy'] < 2 * chance:
     warning = (

@@ -9,6 +9,8 @@ import tiny
 from cbkd_jax import blocks, models
 from cbkd_jax.blocks import BlockOutput, HeadOutput, Variables
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.fixture(scope='module')
 def network():
@@ -32,7 +34,8 @@ def test_run_in_two_halves_is_one_run(network, x):
   shallow, _ = blocks.run(network, variables, x, stop=2)
   # The parts that are not run need no variables.
   deep_only = Variables(
-    (None, None, *variables.params[2:]), (None, None, *variables.batch_stats[2:])
+    (None, None, *variables.params[2:]),
+    (None, None, *variables.batch_stats[2:]),
   )
   deep, _ = blocks.run(network, deep_only, shallow[-1].output, start=2)
   assert len(shallow) == len(deep) == 2
@@ -154,9 +157,7 @@ def test_bfloat16_keeps_statistics_and_logits_in_float32(x):
   assert {leaf.dtype for leaf in jax.tree.leaves(stats)} == {
     jnp.dtype(jnp.float32)
   }
-  exact, _ = run(
-    tiny.architecture().network(), variables, x, train=(True,) * 4
-  )
+  exact, _ = run(tiny.architecture().network(), variables, x, train=(True,) * 4)
   difference = outputs[-1].logits - exact[-1].logits
   assert 0 < np.abs(difference).max() < 0.1 * np.abs(exact[-1].logits).max()
 

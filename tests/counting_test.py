@@ -28,10 +28,7 @@ def test_per_block_of_a_teacher():
   expected = [
     conv(3, 3, 16, 32) + 2 * conv(3, 16, 16, 32),
     conv(3, 16, 32, 16) + conv(3, 32, 32, 16) + conv(1, 16, 32, 16),
-    conv(3, 32, 64, 8)
-    + conv(3, 64, 64, 8)
-    + conv(1, 32, 64, 8)
-    + 2 * 64 * 10,
+    conv(3, 32, 64, 8) + conv(3, 64, 64, 8) + conv(1, 32, 64, 8) + 2 * 64 * 10,
   ]
   for cost, flops in zip(costs, expected):
     assert cost['flops_per_example'] == pytest.approx(flops, rel=0.05)

@@ -57,9 +57,9 @@ def test_two_milestones_at_one_step_both_count():
 
 
 def test_constant():
-  assert rates(10, (0, 9), schedule='constant') == [
-    pytest.approx(0.1, rel=1e-6)
-  ] * 2
+  assert (
+    rates(10, (0, 9), schedule='constant') == [pytest.approx(0.1, rel=1e-6)] * 2
+  )
   found = rates(10, (0, 2, 4, 9), schedule='constant', warmup=0.4)
   np.testing.assert_allclose(found, [0, 0.05, 0.1, 0.1], rtol=1e-6)
 

@@ -173,8 +173,14 @@ def test_objectives():
 def test_overrides_change_one_stage_and_their_none_nothing():
   plain = make()
   override = dict.fromkeys([*PHASE, 'objective'])
-  override |= {'learning_rate': 0.5, 'milestones': [0.25, 0.75], 'momentum': 0.0}
-  changed = make(stage_overrides={'stage_2': override, 'stage_8': dict.fromkeys(PHASE)})
+  override |= {
+    'learning_rate': 0.5,
+    'milestones': [0.25, 0.75],
+    'momentum': 0.0,
+  }
+  changed = make(
+    stage_overrides={'stage_2': override, 'stage_8': dict.fromkeys(PHASE)}
+  )
   assert (changed[0], changed[2]) == (plain[0], plain[2])
   training = changed[1].training
   assert training.learning_rate == 0.5

@@ -17,7 +17,7 @@ from cbkd_jax.blocks import Architecture
 from cbkd_jax.models import layers, vgg
 
 WIDTHS = tiny.WIDTHS
-STEPS = {'teacher': 6, 'stage_1': 4, 'stage_2': 4, 'thaw': 6}
+STEPS = {'teacher': 40, 'stage_1': 6, 'stage_2': 6, 'thaw': 12}
 
 
 def model(
@@ -55,17 +55,19 @@ def get_config() -> ConfigDict:
 
   values = digits.get_config()
   values.batch_size = 16
-  values.eval_batch_size = 48
-  values.data.train_split = 'train[:96]'
-  values.data.test_split = 'test[:40]'
+  values.eval_batch_size = 12
+  values.data.train_split = 'train[:128]'
+  values.data.test_split = 'test[:32]'
+  values.data.validation_size = 32
   values.data.train_size = 96
-  values.data.pad = 0
+  values.data.pad = 0  # a random crop is much to compile
+  values.data.flip = True
   values.teacher.model = 'tiny_run:model'
   values.teacher.steps = STEPS['teacher']
   values.stage.steps = STEPS['stage_1']
   values.thaw.steps = STEPS['thaw']
   values.compression.keep = (1.0, 0.5, 0.5)
-  values.checkpoint_every_steps = 2
+  values.checkpoint_every_steps = 4
   values.log_every_steps = 1
   return values
 

@@ -1,0 +1,691 @@
+"""Whole runs: what they leave behind, and that they survive interruption."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cli
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny
+import tiny_run
+from jax.experimental.compilation_cache import compilation_cache
+
+import cbkd_jax
+from cbkd_jax import checkpoints, errors, evaluation, student, train, workdir
+from cbkd_jax.data import digits
+from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
+
+STEPS = tiny_run.STEPS
+PHASES = list(STEPS)
+TIMES = ('seconds', 'compile_seconds', 'examples_per_second')
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope='session')
+def cache(tmp_path_factory):
+  """Compiled programs, for the processes that tests start."""
+  directory = str(tmp_path_factory.mktemp('cache'))
+  old = jax.config.jax_compilation_cache_dir
+  jax.config.update('jax_compilation_cache_dir', directory)
+  compilation_cache.reset_cache()  # looked for at the first program
+  yield directory
+  jax.config.update('jax_compilation_cache_dir', old)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='session')
+def whole(tmp_path_factory, cache):
+  """The workdir of a run that was never interrupted; not to be changed."""
+  directory = tmp_path_factory.mktemp('whole') / 'run'
+  tiny_run.run(directory)
+  return directory
+
+
+def _summary(directory):
+  return json.loads((directory / 'summary.json').read_text())
+
+
+def _figures(directory):
+  """The summary without what differs from run to run: config and times."""
+  found = _summary(directory)
+  for figures in found['teacher'], *found['stages']:
+    for name in TIMES:
+      del figures[name]
+  return {k: found[k] for k in ('teacher', 'stages', 'student', 'compression')}
+
+
+def _lines(directory, stage=None):
+  lines = (directory / 'metrics.jsonl').read_text().splitlines()
+  lines = [json.loads(line) for line in lines]
+  return [line for line in lines if stage in (None, line['stage'])]
+
+
+def _files(directory):
+  return {
+    str(path.relative_to(directory)): (
+      path.stat().st_mtime_ns,
+      path.read_bytes(),
+    )
+    for path in sorted(directory.rglob('*'))
+    if path.is_file()
+  }
+
+
+def _assert_identical(directory, whole):
+  """Same student bit for bit, same log byte for byte, same figures."""
+  ours = student.read(directory / 'student')[1]
+  assert tiny.same(ours, student.read(whole / 'student')[1])
+  ours = (directory / 'metrics.jsonl').read_bytes()
+  assert ours == (whole / 'metrics.jsonl').read_bytes()
+  assert _figures(directory) == _figures(whole)
+
+
+def _state(directory, phase):
+  """The step and the arrays of a phase's checkpoint, by name."""
+  (path,) = (directory / phase).iterdir()
+  metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(
+    path / 'state'
+  )
+  tree = checkpoints.restore_tree(path / 'state', metadata.item_metadata.tree)
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return int(path.name), {
+    '/'.join(k.key for k in key): np.asarray(leaf) for key, leaf in leaves
+  }
+
+
+class _After:
+  """`interrupted` that says yes from its n-th call on."""
+
+  def __init__(self, calls):
+    self.calls = calls
+
+  def __call__(self):
+    self.calls -= 1
+    return self.calls < 0
+
+
+def test_the_workdir_holds_what_the_contract_says(whole):
+  files = '.lock', 'config.json', 'metrics.jsonl', 'summary.json'
+  folders = 'student', 'tensorboard', *PHASES
+  assert set(os.listdir(whole)) == {*files, *folders}
+  for phase, steps in STEPS.items():
+    assert os.listdir(whole / phase) == [str(steps)]
+  config = json.loads((whole / 'config.json').read_text())
+  assert config == json.loads(json.dumps(tiny_run.values()))
+
+
+def test_the_summary_has_every_figure(whole):
+  found = _summary(whole)
+  assert found['config'] == json.loads((whole / 'config.json').read_text())
+  assert found['seed'] == 0
+  assert found['versions']['jax'] == jax.__version__
+  assert set(found['versions']) == {
+    *('python', 'jax', 'jaxlib', 'flax', 'optax', 'orbax')
+  }
+  assert found['device'] == {'kind': 'cpu', 'count': 4, 'processes': 1}
+  assert found['dataset'] == {
+    'name': 'digits',
+    'train': 96,
+    'validation': 32,
+    'test': 32,
+  }
+  assert [s['name'] for s in found['stages']] == PHASES[1:]
+  assert [s['trained_blocks'] for s in found['stages']] == [[2], [1], [0, 1, 2]]
+  assert [s['steps'] for s in found['stages']] == list(STEPS.values())[1:]
+  for figures in found['stages']:
+    assert 0 < figures['compile_seconds'] < figures['seconds']
+    assert figures['examples_per_second'] > 0
+    last = _lines(whole, figures['name'])[-2]
+    assert figures['loss'] == last['loss'] > 0
+    assert 0 <= figures['agreement'] <= 1
+    assert figures['kl_to_teacher'] > 0
+  thaw = found['stages'][-1]
+  for name in 'accuracy', 'agreement', 'kl_to_teacher', 'cross_entropy':
+    assert found['student'][name] == thaw[name]
+  for kind in 'params', 'flops':
+    name = 'flops_per_example' if kind == 'flops' else kind
+    ratio = found['teacher'][name] / found['student'][name]
+    assert found['compression'][f'{kind}_ratio'] == ratio > 1
+    blocks = found['compression']['per_block']
+    assert len(blocks) == 3
+    assert found['teacher'][name] == sum(b['teacher'][name] for b in blocks)
+    assert found['student'][name] == sum(b['student'][name] for b in blocks)
+    assert blocks[0][f'{kind}_ratio'] == 1  # inherited
+  # 3x3 convolutions with a bias, a scale and an offset, and the classifier.
+  assert (
+    found['teacher']['params']
+    == sum(9 * i * o + 3 * o for i, o in zip((1, 4, 6), (4, 6, 8)))
+    + 8 * 10
+    + 10
+  )
+
+
+def test_a_stage_below_twice_chance_carries_a_warning(whole):
+  for figures in _summary(whole)['stages']:
+    expected = None
+    if figures['accuracy'] < 0.2:
+      expected = (
+        f'{figures["name"]}: accuracy {figures["accuracy"]:.4f} is below twice '
+        'chance, 0.2000'
+      )
+    assert figures['warning'] == expected
+
+
+@pytest.mark.parametrize('accuracy', [0.1999, 0.2])
+def test_the_warning_starts_at_twice_chance(
+  whole, tmp_path, monkeypatch, accuracy
+):
+  shutil.copytree(whole, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / 'thaw')
+  os.remove(tmp_path / 'run' / 'summary.json')
+  monkeypatch.setattr(
+    evaluation, 'scores', lambda *_: {'accuracy': accuracy, 'cross_entropy': 1}
+  )
+  console = tiny_run.console()
+  thaw = tiny_run.run(tmp_path / 'run', console=console)['stages'][-1]
+  text = 'thaw: accuracy 0.1999 is below twice chance, 0.2000'
+  assert thaw['warning'] == (text if accuracy < 0.2 else None)
+  assert (f'warning: {text}' in console.file.getvalue()) == (accuracy < 0.2)
+
+
+def test_the_log_has_every_step_and_every_evaluation(whole):
+  assert list(dict.fromkeys(line['stage'] for line in _lines(whole))) == PHASES
+  for phase, steps in STEPS.items():
+    *rows, evaluated = _lines(whole, phase)
+    assert [row['step'] for row in rows] == list(range(1, steps + 1))
+    assert [row['examples'] for row in rows] == [
+      16 * s for s in range(1, steps + 1)
+    ]
+    # Cosine from the peak to 0.
+    for s, row in enumerate(rows):
+      rate = 0.05 * (1 + np.cos(np.pi * s / steps))
+      np.testing.assert_allclose(row['learning_rate'], rate, rtol=1e-5)
+      if phase != 'teacher':
+        total = 0.1 * row['ce'] + 0.9 * row['kd']
+        np.testing.assert_allclose(row['loss'], total, rtol=1e-5)
+    assert evaluated['step'] == steps
+    figures = _summary(whole)['teacher']
+    if phase != 'teacher':
+      figures = _summary(whole)['stages'][PHASES.index(phase) - 1]
+    assert evaluated['test_accuracy'] == figures['accuracy']
+    assert evaluated['validation_accuracy'] == figures['validation_accuracy']
+  assert _lines(whole, 'teacher')[39]['loss'] < 0.8 * _lines(whole)[0]['loss']
+
+
+def test_the_student_loads_and_gives_the_reported_figures(whole):
+  source = digits.open_split('test[:32]', 'test')
+  logits = cbkd_jax.load_student(whole)(source.images)
+  assert logits.shape == (32, 10)
+  assert logits.dtype == np.float32
+  found = evaluation.scores(np.asarray(logits, np.float64), source.labels)
+  reported = _summary(whole)['student']
+  assert found['accuracy'] == reported['accuracy']
+  np.testing.assert_allclose(
+    found['cross_entropy'], reported['cross_entropy'], rtol=1e-5
+  )
+  held_out = digits.open_split('train[96:128]', 'train')
+  logits = cbkd_jax.load_student(whole)(held_out.images)
+  accuracy = np.mean(np.argmax(logits, -1) == held_out.labels)
+  assert accuracy == reported['validation_accuracy']
+
+
+def test_a_checkpoint_holds_only_what_its_phase_trains(whole):
+  for phase, parts in (
+    ('stage_1', {'block_2', 'head'}),
+    ('stage_2', {'block_1'}),
+    ('thaw', {'block_0', 'block_1', 'block_2', 'head'}),
+  ):
+    _, arrays = _state(whole, phase)
+    for kind in 'params', 'batch_stats':
+      found = {n.split('/')[1] for n in arrays if n.startswith(f'{kind}/')}
+      assert found == parts - ({'head'} if kind == 'batch_stats' else set())
+    params = sum(a.size for n, a in arrays.items() if n.startswith('params/'))
+    momentum = [a for n, a in arrays.items() if n.startswith('opt_state/')]
+    assert sum(a.size for a in momentum if a.ndim) == params
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole):
+  before = _files(whole)
+  console = tiny_run.console()
+  found = tiny_run.run(whole, console=console)
+  assert 'already finished' in console.file.getvalue()
+  assert found == _summary(whole)
+  ended = cli.call(
+    'cbkd_jax.train', f'--config={HERE}/tiny_run.py', f'--workdir={whole}'
+  )
+  assert (ended.code, ended.err) == (0, '')
+  assert 'already finished' in ended.out
+  assert _files(whole) == before
+
+
+def test_interrupted_over_and_over_is_the_same_run(whole, tmp_path):
+  directory = tmp_path / 'run'
+  stopped = []
+  while len(stopped) < 20:
+    phases = sum((directory / phase).exists() for phase in PHASES)
+    try:
+      # One call per phase, and then one per step.
+      tiny_run.run(directory, interrupted=_After(phases + 9))
+      break
+    except Preempted as error:
+      stopped.append(str(error))
+    current = directory / [p for p in PHASES if (directory / p).exists()][-1]
+    # A checkpoint that was being written when the power went.
+    half = current / '36.orbax-checkpoint-tmp'
+    half.mkdir()
+    (half / 'state').write_text('half')
+  assert stopped[0] == 'teacher: stopped at step 8 of 40, saved'
+  assert {text.split(':')[0] for text in stopped} == set(PHASES)
+  assert len(stopped) >= 6
+  _assert_identical(directory, whole)
+  for phase, steps in STEPS.items():
+    assert os.listdir(directory / phase) == [str(steps)]
+
+
+class _Killed(BaseException):
+  """Ends the run where it stands, nothing being saved any more."""
+
+
+@pytest.mark.parametrize(
+  'where', ['evaluation', 'finish', 'student', 'summary', 'table']
+)
+def test_killed_after_the_last_step_is_the_same_run(
+  whole, tmp_path, monkeypatch, where
+):
+  directory = tmp_path / 'run'
+  shutil.copytree(whole, directory)
+  os.remove(directory / 'summary.json')
+
+  def kill(*args, **_):
+    raise _Killed
+
+  if where in ('evaluation', 'finish'):
+    shutil.rmtree(directory / 'thaw')
+  with monkeypatch.context() as patch:
+    if where == 'evaluation':
+      patch.setattr(train, '_predict', kill)
+    elif where == 'finish':
+      patch.setattr(train, 'finish', kill)
+    elif where == 'student':
+      patch.setattr(student.workdir, 'write_json', kill)
+    elif where == 'summary':
+      patch.setattr(train.summary, 'summarize', kill)
+    else:
+      patch.setattr(train.summary, 'show_results', kill)
+    with pytest.raises(_Killed):
+      tiny_run.run(directory)
+  if where in ('evaluation', 'finish'):
+    assert os.listdir(directory / 'thaw') == ['8']
+  tiny_run.run(directory)
+  _assert_identical(directory, whole)
+
+
+def test_a_finished_phase_is_read_and_nothing_else(
+  whole, tmp_path, monkeypatch
+):
+  shutil.copytree(whole, tmp_path / 'run')
+  os.remove(tmp_path / 'run' / 'summary.json')
+
+  def needless(*args, **_):
+    raise AssertionError('needless')
+
+  for module, name in (
+    (train.blocks, 'init'),
+    (train.initialization, 'initialize_block'),
+    (train.step, 'create_train_state'),
+    (train, 'fold'),
+    (train, '_predict'),
+    (train, 'fit'),
+  ):
+    monkeypatch.setattr(module, name, needless)
+  tiny_run.run(tmp_path / 'run')
+  _assert_identical(tmp_path / 'run', whole)
+
+
+_SLOW = """
+import runpy, sys, time
+from cbkd_jax.data import sampler
+indices = sampler.indices
+def slow(*args):
+  time.sleep(0.1)
+  return indices(*args)
+sampler.indices = slow
+sys.argv[0] = 'train'
+runpy.run_module('cbkd_jax.train', run_name='__main__')
+"""
+
+
+def _start(directory, cache):
+  """A run in a process of its own, its steps slow enough to be hit."""
+  return subprocess.Popen(
+    [
+      *(sys.executable, '-c', _SLOW),
+      *(f'--config={HERE}/tiny_run.py', f'--workdir={directory}'),
+    ],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={
+      **os.environ,
+      'PYTHONPATH': f'{HERE.parent}:{HERE}',
+      'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
+      'JAX_COMPILATION_CACHE_DIR': cache,
+    },
+  )
+
+
+def _wait_for(path, process):
+  end = time.monotonic() + 120
+  while not path.exists():
+    assert process.poll() is None, process.stderr.read()
+    assert time.monotonic() < end, path
+    time.sleep(0.01)
+
+
+def test_sigterm_and_sigkill_and_on_is_the_same_run(whole, cache, tmp_path):
+  directory = tmp_path / 'run'
+  with _start(directory, cache) as process:
+    _wait_for(directory / 'teacher' / '8', process)
+    process.send_signal(signal.SIGTERM)
+    err = process.stderr.read()
+    assert process.wait() == errors.EXIT_PREEMPTED == 75
+  (step,) = os.listdir(directory / 'teacher')
+  assert err == (
+    f'error: teacher: stopped at step {step} of 40, saved; the same command '
+    'goes on\n'
+  )
+  with _start(directory, cache) as process:
+    _wait_for(directory / 'stage_1' / '4', process)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+  assert not (directory / 'stage_2').exists()
+  assert not (directory / 'summary.json').exists()
+  tiny_run.run(directory)
+  _assert_identical(directory, whole)
+
+
+def test_a_run_in_use_is_refused(whole, tmp_path):
+  shutil.copytree(whole, tmp_path / 'run')
+  os.remove(tmp_path / 'run' / 'summary.json')
+  before = _files(tmp_path / 'run')
+  with (
+    workdir.locked(tmp_path / 'run'),
+    pytest.raises(UserError, match=f'in use by process {os.getpid()}'),
+  ):
+    tiny_run.run(tmp_path / 'run')
+  del before['.lock']
+  after = _files(tmp_path / 'run')
+  del after['.lock']
+  assert after == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path):
+  """And another config goes on from what was finished before."""
+  failed = tmp_path / 'failed'
+  ended = cli.call(
+    'cbkd_jax.train',
+    f'--config={HERE}/tiny_run.py',
+    f'--workdir={failed}',
+    '--config.checkpoint_every_steps=1',
+    '--config.stage_overrides.stage_1.learning_rate=1e30',
+    '--config.stage_overrides.stage_1.clip_norm=0.',
+  )
+  assert ended.code == errors.EXIT_NON_FINITE == 3
+  # The classifier overflows in its product with the features.
+  assert ended.err.startswith('error: stage_1, step 2: ce is ')
+  assert ended.err.endswith('; the last checkpoint is kept\n')
+  assert ended.err.count('\n') == 1
+  # The state after step 1 gives no finite loss: it was not saved.
+  assert os.listdir(failed / 'teacher') == ['40']
+  assert os.listdir(failed / 'stage_1') == []
+  assert not (failed / 'summary.json').exists()
+
+  before = _files(failed)
+  tiny_run.run(tmp_path / 'on', from_workdir=failed, from_stage='stage_1')
+  _assert_identical(tmp_path / 'on', whole)
+  assert _files(failed) == before
+
+
+def test_a_term_that_turns_nan_later_keeps_the_last_good_state(
+  whole, tmp_path, monkeypatch
+):
+  real = train.fit.__globals__['step'].compiled_train
+
+  def poisoned(spec, replicas):
+    run = real(spec, replicas)
+
+    def call(state, *args):
+      at = int(state.step)
+      state, metrics = run(state, *args)
+      if at == 5:  # the sixth step
+        metrics = {**metrics, 'kd': metrics['kd'] * np.float32('nan')}
+      return state, metrics
+
+    return call
+
+  directory = tmp_path / 'run'
+  shutil.copytree(whole, directory)
+  os.remove(directory / 'summary.json')
+  shutil.rmtree(directory / 'thaw')
+  with monkeypatch.context() as patch:
+    patch.setattr(train.fit.__globals__['step'], 'compiled_train', poisoned)
+    with pytest.raises(NonFiniteLossError, match=r'^thaw, step 6: kd is nan'):
+      tiny_run.run(directory)
+  step, arrays = _state(directory, 'thaw')
+  assert step == 4
+  assert all(np.isfinite(array).all() for array in arrays.values())
+  tiny_run.run(directory)
+  _assert_identical(directory, whole)
+
+
+def test_logits_that_are_not_finite_are_no_result(whole, tmp_path, monkeypatch):
+  directory = tmp_path / 'run'
+  shutil.copytree(whole, directory)
+  os.remove(directory / 'summary.json')
+  shutil.rmtree(directory / 'thaw')
+  predict = train._predict
+
+  def broken(*args):
+    found = predict(*args)
+    found['validation'][3, 1] = np.inf
+    return found
+
+  monkeypatch.setattr(train, '_predict', broken)
+  with pytest.raises(NonFiniteLossError, match='thaw, step 12: logits of the'):
+    tiny_run.run(directory)
+  assert os.listdir(directory / 'thaw') == ['8']
+
+
+@pytest.mark.parametrize('kind', ['workdir', 'orbax'])
+def test_a_teacher_from_elsewhere(whole, tmp_path, kind):
+  """The run is that of its own teacher, and stands on its own afterwards."""
+  source, directory = tmp_path / 'source', tmp_path / 'run'
+  if kind == 'workdir':
+    shutil.copytree(whole / 'teacher', source / 'teacher')
+  else:
+    shutil.copytree(whole / 'teacher' / '40' / 'state', source)
+  changes = {'teacher__checkpoint': str(source)}
+  with pytest.raises(Preempted, match='stage_1: not begun'):
+    tiny_run.run(directory, changes, interrupted=_After(1))
+  shutil.rmtree(source)
+  assert os.listdir(directory / 'teacher') == ['0']
+  (line,) = _lines(directory)
+  expected = _lines(whole, 'teacher')[-1]
+  assert line == {**expected, 'step': 0}
+  if kind == 'orbax':
+    return
+  found = tiny_run.run(directory, changes)
+  assert found['teacher']['steps'] == 0
+  assert found['teacher']['accuracy'] == _summary(whole)['teacher']['accuracy']
+  assert found['stages'][-1]['loss'] == _summary(whole)['stages'][-1]['loss']
+  ours = student.read(directory / 'student')[1]
+  assert tiny.same(ours, student.read(whole / 'student')[1])
+
+
+def test_a_teacher_that_does_not_fit_is_named_with_both_shapes(whole, tmp_path):
+  changes = {
+    'teacher__checkpoint': str(whole),
+    'teacher__model': 'tiny_run:wider',
+  }
+  with pytest.raises(UserError) as caught:
+    tiny_run.run(tmp_path / 'run', changes)
+  assert re.search(
+    r'checkpoint .*/teacher/40/state does not fit: \w+/block_1/[\w/]+ has shape '
+    r'\(6,\) there, but \(7,\) here$',
+    str(caught.value),
+  )
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_new_thaw_from_the_finished_stages_of_another_run(whole, tmp_path):
+  directory = tmp_path / 'run'
+  changes = {'thaw__steps': 3}
+  before = _files(whole)
+  with pytest.raises(Preempted, match='stopped at step 2 of 3'):
+    tiny_run.run(
+      directory,
+      changes,
+      interrupted=_After(6),
+      from_workdir=whole,
+      from_stage='3',
+    )
+  # Adopted, it needs the other run no more, whatever is said again.
+  found = tiny_run.run(
+    directory, changes, from_workdir=tmp_path / 'gone', from_stage='thaw'
+  )
+  assert _files(whole) == before
+  old = _summary(whole)
+  assert found['stages'][:2] == old['stages'][:2]  # with their times
+  assert found['stages'][2]['steps'] == 3
+  assert found['teacher'] == old['teacher']
+  old_lines = [line for line in _lines(whole) if line['stage'] != 'thaw']
+  new_lines = _lines(directory)
+  assert new_lines[: len(old_lines)] == old_lines
+  rest = [(r['stage'], r['step']) for r in new_lines[len(old_lines) :]]
+  assert rest == [('thaw', 1), ('thaw', 2), ('thaw', 3), ('thaw', 3)]
+  # Its first step starts from the same fold as the old one's.
+  assert (
+    _lines(directory, 'thaw')[0]['loss'] == _lines(whole, 'thaw')[0]['loss']
+  )
+
+
+def test_what_cannot_be_taken_over(whole, tmp_path):
+  def refused(changes=None, source=whole, stage='thaw'):
+    with pytest.raises(UserError) as caught:
+      tiny_run.run(
+        tmp_path / 'run', changes, from_workdir=source, from_stage=stage
+      )
+    assert not (tmp_path / 'run').exists()
+    return str(caught.value)
+
+  assert 'go together' in refused(stage=None)
+  assert 'go together' in refused(source=None)
+  for stage in '0', '4', 'stage_3':
+    assert refused(stage=stage) == (
+      f'--from_stage={stage}: must be one of stage_1, stage_2, thaw or a '
+      'number from 1 to 3'
+    )
+  assert 'phase teacher is not finished' in refused(source=tmp_path / 'none')
+  partly = tmp_path / 'partly'
+  shutil.copytree(whole, partly)
+  shutil.rmtree(partly / 'stage_2')
+  assert 'phase stage_2 is not finished' in refused(source=partly)
+  text = refused({'compression__keep': (1.0, 0.5, 0.25)})
+  assert re.search(
+    r'/stage_1/6/state does not fit: \w+/block_2/[\w/]+ has shape \(4,\) there, '
+    r'but \(2,\) here$',
+    text,
+  )
+
+
+@pytest.mark.parametrize('broken', ['state', 'progress', 'shape'])
+def test_a_damaged_checkpoint_is_an_error_of_one_line(whole, tmp_path, broken):
+  directory = tmp_path / 'run'
+  shutil.copytree(whole, directory)
+  os.remove(directory / 'summary.json')
+  path = directory / 'stage_2' / '6'
+  if broken == 'progress':
+    (path / 'progress' / 'metadata').write_text('{"clock": ')
+  elif broken == 'state':
+    for file in (path / 'state').rglob('*'):
+      if file.is_file():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  else:
+    shutil.rmtree(path / 'state')
+    shutil.copytree(whole / 'stage_1' / '6' / 'state', path / 'state')
+  ended = cli.call(
+    'cbkd_jax.train', f'--config={HERE}/tiny_run.py', f'--workdir={directory}'
+  )
+  assert (ended.code, ended.err.count('\n')) == (2, 1)
+  assert ended.err.startswith(f'error: checkpoint {path}')
+  if broken == 'shape':
+    assert 'has no params/block_1/' in ended.err
+  else:
+    assert 'cannot be read' in ended.err
+
+
+TOTAL = sum(STEPS.values()) - STEPS['teacher']
+
+
+@pytest.mark.parametrize('order', ['clockwise', 'joint', 'scratch'])
+def test_the_controls_take_as_many_steps(whole, tmp_path, order):
+  """One teacher for all."""
+  changes = {'teacher__checkpoint': str(whole), 'order': order}
+  found = tiny_run.run(tmp_path / 'run', changes)
+  assert sum(stage['steps'] for stage in found['stages']) == TOTAL
+  names = [stage['name'] for stage in found['stages']]
+  trained = [stage['trained_blocks'] for stage in found['stages']]
+  if order == 'clockwise':
+    assert names == PHASES[1:]
+    assert trained == [[1], [2], [0, 1, 2]]
+  else:
+    assert names == [order]
+    assert trained == [[0, 1, 2]]
+  assert found['student']['params'] == _summary(whole)['student']['params']
+  first = _lines(tmp_path / 'run', names[0])[0]
+  assert ('kd' in first) == (order != 'scratch')
+  if order == 'joint':
+    changes['order'] = 'joint_inherited'
+    other = tiny_run.run(tmp_path / 'other', changes)
+    assert [s['name'] for s in other['stages']] == ['joint_inherited']
+    assert other['stages'][0]['steps'] == TOTAL
+    teacher = _state(whole, 'teacher')[1]
+    for run, same in (('run', False), ('other', True)):
+      start = _first_state(tmp_path / f'{run}_0', changes, run == 'other')
+      for name, array in start.items():
+        if name.startswith('params/block_0/'):
+          assert np.array_equal(array, teacher[name]) == (
+            same or not array.any() or name.endswith('scale')
+          )
+
+
+def _first_state(directory, changes, inherited):
+  order = 'joint_inherited' if inherited else 'joint'
+  # After the teacher; then the start of the phase; then its first step.
+  with pytest.raises(Preempted, match='stopped at step 0'):
+    tiny_run.run(directory, {**changes, 'order': order}, interrupted=_After(2))
+  return _state(directory, order)[1]
+
+
+def test_one_device_and_four_are_the_same_run(whole, tmp_path, monkeypatch):
+  """`scratch` alone: every program is to be compiled anew for one device."""
+  changes = {'teacher__checkpoint': str(whole), 'order': 'scratch'}
+  four = tiny_run.run(tmp_path / 'four', changes)
+  devices = jax.local_devices()[:1]
+  monkeypatch.setattr(jax, 'local_devices', lambda: devices)
+  one = tiny_run.run(tmp_path / 'one', changes)
+  assert (one['device']['count'], four['device']['count']) == (1, 4)
+  assert one['teacher']['accuracy'] == four['teacher']['accuracy']
+  assert abs(one['student']['accuracy'] - four['student']['accuracy']) <= 1 / 32
+  for ours, theirs in zip(_lines(tmp_path / 'one'), _lines(tmp_path / 'four')):
+    if 'loss' in ours:
+      np.testing.assert_allclose(ours['loss'], theirs['loss'], rtol=1e-3)
