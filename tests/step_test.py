@@ -255,6 +255,29 @@ def test_a_resumed_run_is_the_same_run():
   assert one.metrics['loss'][2:] == two.metrics['loss']
 
 
+def test_each_step_augments_anew():
+  losses = []
+  for at in (0, 0, 1):
+    run = Run.of(make('stage_1', **AUGMENTED))
+    run.state = run.replicas.put(run.state._replace(step=jnp.int32(at)))
+    run.rows = run.rows[[0, 0]]
+    losses += run.take(1).metrics['loss']
+  assert losses[0] == losses[1]
+  assert losses[0] != pytest.approx(losses[2], rel=1e-4)
+
+
+def test_a_state_shares_no_memory_with_what_it_was_made_of():
+  # Or donating it would pull the teacher from under the stage.
+  spec, variables, teacher = make()
+  state = step.create_train_state(spec, variables, teacher, jax.random.key(0))
+  assert tiny.same(state.variables, variables)
+
+  def memory(tree):
+    return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
+
+  assert not memory(state) & memory((variables, teacher))
+
+
 def test_the_state_is_donated_and_nothing_else():
   made = make()
   run = Run.of(made)

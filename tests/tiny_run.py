@@ -3,6 +3,7 @@
 Digits, the three-block network of `tiny`, a few steps per phase.
 """
 
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -43,9 +44,12 @@ def model(
 
 def wider(**arguments: Any) -> Architecture:
   """The same with another width in block 1: its checkpoint doesn't fit."""
-  import dataclasses
-
   return dataclasses.replace(model(**arguments), widths=(4, 7, 8))
+
+
+def unwired(**arguments: Any) -> Architecture:
+  """The same, but it doesn't say how its layers connect."""
+  return dataclasses.replace(model(**arguments), wiring=None)
 
 
 def get_config() -> ConfigDict:

