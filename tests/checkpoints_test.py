@@ -111,8 +111,10 @@ def test_half_a_checkpoint_is_none(phase, variables, tmp_path):
   assert half.exists()
   again = PhaseCheckpoints(root)
   assert again.latest() == 3
+  _save(again, _state(variables, 9))
   again.close()
-  assert os.listdir(root) == ['3']
+  assert PhaseCheckpoints(root, read_only=True).latest() == 9
+  assert os.listdir(root) == ['9']
 
 
 def test_a_reader_makes_nothing(tmp_path):

@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 # find what is compiled already, and get the same numbers.
 COMPILATION = {
   'jax_disable_most_optimizations': True,
-  'jax_persistent_compilation_cache_min_compile_time_secs': 0.0,
+  'jax_persistent_cache_min_compile_time_secs': 0.0,
   'jax_default_matmul_precision': 'highest',
 }
 
