@@ -655,11 +655,23 @@ def test_a_damaged_checkpoint_is_an_error_of_one_line(whole, tmp_path, broken):
 TOTAL = sum(STEPS.values()) - STEPS['teacher']
 
 
-@pytest.mark.parametrize('order', ['clockwise', 'joint', 'scratch'])
+@pytest.mark.parametrize(
+  'order', ['clockwise', 'joint', 'joint_inherited', 'scratch']
+)
 def test_the_controls_take_as_many_steps(whole, tmp_path, order):
   """One teacher for all."""
+  directory = tmp_path / 'run'
   changes = {'teacher__checkpoint': str(whole), 'order': order}
-  found = tiny_run.run(tmp_path / 'run', changes)
+  if order.startswith('joint'):
+    # After the teacher, and then before the first step.
+    with pytest.raises(Preempted, match='stopped at step 0'):
+      tiny_run.run(directory, changes, interrupted=_After(2))
+    teacher, start = _state(whole, 'teacher')[1], _state(directory, order)[1]
+    for name, array in start.items():
+      if name.startswith('params/block_0/') and name.endswith('kernel'):
+        same = np.array_equal(array, teacher[name])
+        assert same == (order == 'joint_inherited')
+  found = tiny_run.run(directory, changes)
   assert sum(stage['steps'] for stage in found['stages']) == TOTAL
   names = [stage['name'] for stage in found['stages']]
   trained = [stage['trained_blocks'] for stage in found['stages']]
@@ -670,27 +682,8 @@ def test_the_controls_take_as_many_steps(whole, tmp_path, order):
     assert names == [order]
     assert trained == [[0, 1, 2]]
   assert found['student']['params'] == _summary(whole)['student']['params']
-  first = _lines(tmp_path / 'run', names[0])[0]
+  first = _lines(directory, names[0])[0]
   assert ('kd' in first) == (order != 'scratch')
-  if order == 'joint':
-    changes['order'] = 'joint_inherited'
-    other = tiny_run.run(tmp_path / 'other', changes)
-    assert [s['name'] for s in other['stages']] == ['joint_inherited']
-    assert other['stages'][0]['steps'] == TOTAL
-    teacher = _state(whole, 'teacher')[1]
-    for run, same in (('run', False), ('other', True)):
-      start = _first_state(tmp_path / f'{run}_0', changes, run == 'other')
-      for name, array in start.items():
-        if name.startswith('params/block_0/') and name.endswith('kernel'):
-          assert np.array_equal(array, teacher[name]) == same
-
-
-def _first_state(directory, changes, inherited):
-  order = 'joint_inherited' if inherited else 'joint'
-  # After the teacher; then the start of the phase; then its first step.
-  with pytest.raises(Preempted, match='stopped at step 0'):
-    tiny_run.run(directory, {**changes, 'order': order}, interrupted=_After(2))
-  return _state(directory, order)[1]
 
 
 def test_one_device_and_four_are_the_same_run(whole, tmp_path, monkeypatch):
