@@ -5,6 +5,7 @@ the optimiser's state, the randomness. Its frozen parts are in the
 checkpoints of the teacher and of the stages before.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,18 @@ def read_variables(
     params[i] = tree['params'][names[i]]
     stats[i] = tree.get('batch_stats', {}).get(names[i], stats[i])
   return Variables(tuple(params), tuple(stats))
+
+
+def read_trained(
+  directory: Path, template: Variables, trained: Sequence[bool]
+) -> Variables:
+  """`template` with the parts that a phase has trained."""
+  with contextlib.closing(PhaseCheckpoints(directory, read_only=True)) as saved:
+    return read_variables(
+      saved.state_directory(),
+      template,
+      [i for i, is_trained in enumerate(trained) if is_trained],
+    )
 
 
 def write_variables(directory: Path, variables: Variables) -> None:

@@ -1,5 +1,6 @@
 """How the commands start and end: flags, one-line errors, exit codes."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ def run(main: Callable[[], Any]) -> None:
       # The second Ctrl-C, or one that came before anything was to be saved.
       _fail(errors.EXIT_PREEMPTED, 'interrupted; what was saved is kept')
 
+  sys.unraisablehook = _unraisable
   app.run(guarded, flags_parser=_parse)
 
 
@@ -58,6 +60,11 @@ def require(**values: Any) -> None:
   for name, value in values.items():
     if value is None:
       raise errors.UserError(f'--{name} is missing; see --help')
+
+
+def add_xla_flag(flag: str) -> None:
+  """Adds to XLA_FLAGS; has an effect until JAX first looks for devices."""
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -86,6 +93,16 @@ def _parse(argv: Sequence[str]) -> list[str]:
     # Raised by the config file itself.
     reason = f'{type(error).__name__}: {error}'
   _fail(errors.EXIT_USAGE, f'{_config_argument(argv)}: {reason}')
+
+
+def _unraisable(unraisable: Any) -> None:
+  """Python's own report, but for what follows an error that is told.
+
+  Orbax reads with many threads; after the first one's error on a damaged
+  checkpoint the others find the event loop closed, a traceback each.
+  """
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
 
 
 def _check_type(config: Any) -> None:

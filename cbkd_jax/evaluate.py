@@ -19,8 +19,8 @@ from cbkd_jax import (
   checkpoints,
   command,
   counting,
-  data,
   evaluation,
+  experiment,
   models,
   step,
   student,
@@ -66,17 +66,9 @@ def evaluate(
     checkpoints.teacher_checkpoint(str(directory)),
     blocks.shapes(teacher_network, image_shape),
   )
-  dataset = data.load(
-    fields['name'],
-    data_dir=fields['dir'] if data_dir is None else data_dir,
-    train_split=fields['train_split'],
-    test_split=fields['test_split'],
-    validation_size=fields['validation_size'],
-    resize=fields['resize'],
-    expected_classes=fields['classes'],
-    expected_shape=image_shape,
-    expected_train_size=None,
-  )
+  if data_dir is not None:
+    fields = {**fields, 'dir': data_dir}
+  dataset = experiment.load_data({**config, 'data': fields})
   devices = devices or tuple(jax.local_devices())
   replicas = step.Replicas(config['spmd'], devices)
   size = batch_size or config['eval_batch_size']

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from cbkd_jax import (
   compression,
+  data,
   initialization,
   models,
   objectives,
@@ -19,7 +20,7 @@ from cbkd_jax import (
   step,
 )
 from cbkd_jax.blocks import Architecture, Network
-from cbkd_jax.data.augment import Augmentation
+from cbkd_jax.data.augment import Augmentation, channel_stats
 from cbkd_jax.errors import UserError
 from cbkd_jax.fit import Pace
 from cbkd_jax.stages import Stage
@@ -225,6 +226,34 @@ def plan_augmentation(config: Mapping[str, Any]) -> Augmentation:
     mean=tuple(data['mean']) or (0.5,) * channels,
     std=tuple(data['std']) or (0.25,) * channels,
   )
+
+
+def load_data(values: Mapping[str, Any]) -> data.Dataset:
+  """Reads the data set and checks it against the config."""
+  fields = values['data']
+  return data.load(
+    fields['name'],
+    data_dir=fields['dir'],
+    train_split=fields['train_split'],
+    test_split=fields['test_split'],
+    validation_size=fields['validation_size'],
+    resize=fields['resize'],
+    expected_classes=fields['classes'],
+    expected_shape=tuple(fields['image_shape']),
+    expected_train_size=fields['train_size'],
+  )
+
+
+def augmentation_for(
+  values: Mapping[str, Any], train: data.Split
+) -> Augmentation:
+  """The config's augmentation, mean and std measured where it has none."""
+  fields = values['data']
+  mean, std = fields['mean'], fields['std']
+  if not (mean and std):
+    measured = channel_stats(train.images)
+    mean, std = mean or measured[0], std or measured[1]
+  return Augmentation(fields['pad'], fields['flip'], tuple(mean), tuple(std))
 
 
 def local_batch(experiment: Experiment) -> int:

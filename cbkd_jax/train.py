@@ -7,74 +7,37 @@ and thaw, evaluation, summary. The same command in the same workdir resumes.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import rich.console
 from absl import flags
 
 from cbkd_jax import (
+  adoption,
   blocks,
   checkpoints,
   command,
   config,
   data,
-  evaluation,
   experiment,
   initialization,
   preemption,
-  step,
   student,
   summary,
   workdir,
 )
 from cbkd_jax.blocks import Variables
 from cbkd_jax.compression import fold
-from cbkd_jax.data.augment import Augmentation, channel_stats, normalise
-from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
+from cbkd_jax.data.augment import normalise
 from cbkd_jax.experiment import Experiment
-from cbkd_jax.fit import Clock, Resident, finish, fit
+from cbkd_jax.fit import Resident
 from cbkd_jax.monitoring import Monitor
+from cbkd_jax.phases import Run, run_phase
 from cbkd_jax.stages import Stage
-
-
-@dataclasses.dataclass
-class Run:
-  """What the phases of a run share.
-
-  Attributes:
-    experiment: the plan and its objects.
-    directory: the workdir.
-    monitor: where metrics go.
-    interrupted: whether a signal has arrived.
-    augmentation: of the train split.
-    train: the train split, on the devices.
-    splits: the splits to report on, 'test' first, on the devices.
-    labels: their labels.
-    teacher: its variables, once they are there.
-    teacher_logits: of each split, once they were needed.
-    steps_before: steps of the phases that are done.
-    position: of metrics.jsonl at the end of the phases that are done.
-  """
-
-  experiment: Experiment
-  directory: Path
-  monitor: Monitor
-  interrupted: Callable[[], bool]
-  augmentation: Augmentation
-  train: Resident
-  splits: dict[str, jax.Array]
-  labels: dict[str, np.ndarray]
-  teacher: Variables | None = None
-  teacher_logits: dict[str, np.ndarray] = dataclasses.field(
-    default_factory=dict
-  )
-  steps_before: int = 0
-  position: int = 0
 
 
 def train_and_evaluate(
@@ -115,11 +78,11 @@ def train_and_evaluate(
     return found
   adopted = []
   if not resumes:
-    adopted = _adopted_phases(exp, from_workdir, from_stage)
-  dataset = load_data(values)
+    adopted = adoption.adopted_phases(exp, from_workdir, from_stage)
+  dataset = experiment.load_data(values)
   teacher_path = None
-  if not (adopted or _is_finished(directory / 'teacher')):
-    teacher_path = _check_teacher(exp)
+  if not (adopted or adoption.is_finished(directory / 'teacher')):
+    teacher_path = adoption.check_teacher(exp)
 
   with workdir.locked(directory):
     if not resumes:
@@ -127,109 +90,6 @@ def train_and_evaluate(
     with contextlib.closing(Monitor(directory, console)) as monitor:
       run = _start(exp, directory, monitor, interrupted, dataset)
       return _run_phases(run, dataset, teacher_path)
-
-
-def load_data(values: Mapping[str, Any]) -> data.Dataset:
-  """Reads the data set and checks it against the config."""
-  fields = values['data']
-  return data.load(
-    fields['name'],
-    data_dir=fields['dir'],
-    train_split=fields['train_split'],
-    test_split=fields['test_split'],
-    validation_size=fields['validation_size'],
-    resize=fields['resize'],
-    expected_classes=fields['classes'],
-    expected_shape=tuple(fields['image_shape']),
-    expected_train_size=fields['train_size'],
-  )
-
-
-def augmentation_for(
-  values: Mapping[str, Any], train: data.Split
-) -> Augmentation:
-  """The config's augmentation, mean and std measured where it has none."""
-  fields = values['data']
-  mean, std = fields['mean'], fields['std']
-  if not (mean and std):
-    measured = channel_stats(train.images)
-    mean, std = mean or measured[0], std or measured[1]
-  return Augmentation(fields['pad'], fields['flip'], tuple(mean), tuple(std))
-
-
-def _adopted_phases(
-  exp: Experiment, source: Path | None, from_stage: str | None
-) -> list[str]:
-  """The phases to take from another run, checked to be there and finished."""
-  if (source is None) != (from_stage is None):
-    raise UserError('--from_workdir and --from_stage go together')
-  if source is None:
-    return []
-  names = [stage.name for stage in exp.stages]
-  if from_stage.isdigit() and 1 <= int(from_stage) <= len(names):
-    from_stage = names[int(from_stage) - 1]
-  if from_stage not in names:
-    raise UserError(
-      f'--from_stage={from_stage}: must be one of {", ".join(names)} or '
-      f'a number from 1 to {len(names)}'
-    )
-  phases = ['teacher', *names[: names.index(from_stage)]]
-  for phase in phases:
-    if not _is_finished(source / phase):
-      raise UserError(
-        f'--from_workdir={source}: its phase {phase} is not finished'
-      )
-  _check_adopted(exp, source, phases[1:])
-  return phases
-
-
-def _is_finished(directory: Path) -> bool:
-  if not directory.is_dir():
-    return False
-  with contextlib.closing(
-    checkpoints.PhaseCheckpoints(directory, read_only=True)
-  ) as saved:
-    return saved.latest() is not None and bool(saved.progress()['results'])
-
-
-def _check_adopted(exp: Experiment, source: Path, phases: list[str]) -> None:
-  """Adopted blocks must fit this config's networks."""
-  teacher = checkpoints.teacher_checkpoint(str(source))
-  checkpoints.read_variables(
-    teacher, blocks.shapes(exp.teacher_network, exp.image_shape)
-  )
-  for stage in exp.stages[: len(phases)]:
-    _read_trained(
-      source / stage.name,
-      blocks.shapes(exp.network(stage), exp.image_shape),
-      stage.trained,
-    )
-
-
-def _read_trained(
-  directory: Path, template: Variables, trained: Sequence[bool]
-) -> Variables:
-  """`template` with the parts that a phase has trained."""
-  with contextlib.closing(
-    checkpoints.PhaseCheckpoints(directory, read_only=True)
-  ) as saved:
-    return checkpoints.read_variables(
-      saved.state_directory(),
-      template,
-      [i for i, is_trained in enumerate(trained) if is_trained],
-    )
-
-
-def _check_teacher(exp: Experiment) -> Path | None:
-  """Where an existing teacher is to be read, checked to fit."""
-  path = exp.config['teacher']['checkpoint']
-  if not path:
-    return None
-  directory = checkpoints.teacher_checkpoint(path)
-  checkpoints.read_variables(
-    directory, blocks.shapes(exp.teacher_network, exp.image_shape)
-  )
-  return directory
 
 
 def _start(
@@ -256,7 +116,7 @@ def _start(
     directory=directory,
     monitor=monitor,
     interrupted=interrupted,
-    augmentation=augmentation_for(exp.config, dataset.train),
+    augmentation=experiment.augmentation_for(exp.config, dataset.train),
     train=Resident(put(dataset.train.images), put(dataset.train.labels)),
     splits={name: put(split.images) for name, split in splits.items()},
     labels={name: split.labels for name, split in splits.items()},
@@ -298,7 +158,7 @@ def _teacher(run: Run, path: Path | None) -> tuple[Variables, dict[str, float]]:
       return checkpoints.read_variables(path, shapes)
     return blocks.init(exp.teacher_network, exp.rng('teacher'), exp.image_shape)
 
-  return _phase(run, 'teacher', spec, start, None)
+  return run_phase(run, 'teacher', spec, start, None)
 
 
 def _assemble(
@@ -384,7 +244,7 @@ def _stage(
       )
     )
   start = functools.partial(_assemble, run, stage, previous)
-  variables, results = _phase(run, stage.name, spec, start, rest)
+  variables, results = run_phase(run, stage.name, spec, start, rest)
   results = {
     'name': stage.name,
     'trained_blocks': list(stage.trained_blocks),
@@ -395,177 +255,14 @@ def _stage(
   return variables, results
 
 
-def _phase(
-  run: Run,
-  name: str,
-  spec: step.StepSpec,
-  start: Callable[[bool], Variables],
-  teacher: Variables | None,
-) -> tuple[Variables, dict[str, Any]]:
-  """Trains a phase to its end, or reads its end, and evaluates it.
-
-  Args:
-    run: the run.
-    name: the phase's.
-    spec: what is static in its step.
-    start: gives the network's variables before the first step; `start(True)`
-      gives mere shapes for what the phase trains.
-    teacher: the teacher's variables, as the step wants them.
-
-  Returns:
-    The network's variables at the end, on the host, and its figures.
-  """
-  if run.interrupted():
-    raise Preempted(f'{name}: not begun; what was done before is saved')
-  directory = run.directory / name
-  with contextlib.closing(checkpoints.PhaseCheckpoints(directory)) as saved:
-    progress = {'clock': {}, 'metrics_position': run.position, 'results': None}
-    if saved.latest() is not None:
-      progress = saved.progress()
-    if progress['results']:
-      variables = _read_trained(directory, start(True), spec.trained)
-    else:
-      variables = _train(run, name, spec, start, teacher, saved, progress)
-  run.position = progress['metrics_position']
-  run.steps_before += progress['results']['steps']
-  return jax.device_get(variables), progress['results']
-
-
-def _train(
-  run: Run,
-  name: str,
-  spec: step.StepSpec,
-  start: Callable[[bool], Variables],
-  teacher: Variables | None,
-  saved: checkpoints.PhaseCheckpoints,
-  progress: dict[str, Any],
-) -> Variables:
-  """Trains and evaluates a phase from where it stands; updates `progress`."""
-  exp = run.experiment
-  rng = exp.rng(name)
-  if saved.latest() is None:
-    state = step.create_train_state(spec, start(False), teacher, rng)
-  else:
-    state = _restore(spec, start(True), teacher, rng, saved)
-  clock = Clock(**progress['clock'])
-  total = spec.training.steps
-  run.monitor.open(
-    progress['metrics_position'], run.steps_before + int(state.step)
-  )
-  last = {'loss': None}
-  if total:
-    state, last = fit(
-      name,
-      spec,
-      exp.replicas.put(state),
-      exp.replicas.put(teacher),
-      run.train,
-      replicas=exp.replicas,
-      pace=exp.pace,
-      sample_seed=exp.sample_seed(name),
-      saved=saved,
-      monitor=run.monitor,
-      steps_before=run.steps_before,
-      interrupted=run.interrupted,
-      clock=clock,
-    )
-  figures = _evaluate(run, name, spec, state)
-  progress['results'] = {
-    'steps': total,
-    **figures,
-    'loss': last['loss'],
-    'seconds': clock.seconds,
-    'compile_seconds': clock.compile_seconds,
-    'examples_per_second': clock.examples_per_second(
-      total * exp.pace.batch_size
-    ),
-  }
-  finish(saved, state, spec, run.monitor, clock, progress['results'])
-  progress['metrics_position'] = run.monitor.position()
-  return state.variables
-
-
-def _restore(
-  spec: step.StepSpec,
-  known: Variables,
-  teacher: Variables | None,
-  rng: jax.Array,
-  saved: checkpoints.PhaseCheckpoints,
-) -> step.TrainState:
-  """A phase's state in the middle; `known` holds what it doesn't train."""
-  state = jax.eval_shape(
-    functools.partial(step.create_train_state, spec),
-    known,
-    teacher,
-    rng,
-  )
-  state = state._replace(
-    params=(*known.params, state.params[-1]), batch_stats=known.batch_stats
-  )
-  return checkpoints.tree_to_state(saved, state, spec.trained)
-
-
-def _predict(
-  run: Run, network: blocks.Network, variables: Variables
-) -> dict[str, np.ndarray]:
-  exp = run.experiment
-  variables = exp.replicas.put(variables)
-  return {
-    name: evaluation.predict(
-      network,
-      variables,
-      images,
-      run.augmentation,
-      exp.replicas,
-      exp.config['eval_batch_size'],
-    )
-    for name, images in run.splits.items()
-  }
-
-
-def _evaluate(
-  run: Run, name: str, spec: step.StepSpec, state: step.TrainState
-) -> dict[str, Any]:
-  """A phase's figures on the test split, and on the validation split."""
-  exp = run.experiment
-  logits = _predict(run, spec.student, state.variables)
-  if run.teacher is not None and not run.teacher_logits:
-    run.teacher_logits = _predict(run, exp.teacher_network, run.teacher)
-  found = {}
-  for split, values in logits.items():
-    if not np.isfinite(values).all():
-      raise NonFiniteLossError(
-        f'{name}, step {spec.training.steps}: logits of the {split} split are '
-        'not finite; the last checkpoint is kept'
-      )
-    found[split] = evaluation.scores(values, run.labels[split])
-    if run.teacher_logits:
-      teacher = run.teacher_logits[split]
-      found[split] |= evaluation.comparison(values, teacher)
-  run.monitor.write(
-    name,
-    spec.training.steps,
-    run.steps_before + spec.training.steps,
-    {f'{s}_{k}': v for s, values in found.items() for k, v in values.items()},
-  )
-  figures = found.pop('test')
-  for split, values in found.items():
-    figures |= {f'{split}_{key}': value for key, value in values.items()}
-  chance = 1 / exp.config['data']['classes']
-  warning = None
-  if figures['accuracy'] < 2 * chance:
-    warning = (
-      f'{name}: accuracy {figures["accuracy"]:.4f} is below twice chance, '
-      f'{2 * chance:.4f}'
-    )
-  return {**figures, 'warning': warning}
-
-
 def main() -> None:
   """Reads the flags and does what they say."""
   flags_ = flags.FLAGS
   command.require(config=flags_.config)
   values = config.plain(flags_.config)
+  if values['deterministic']:
+    # Read when the first device is asked for, which has not happened yet.
+    command.add_xla_flag('--xla_gpu_deterministic_ops=true')
   console = rich.console.Console()
   if flags_.dry_run:
     config.check(values)

@@ -20,7 +20,15 @@ import tiny_run
 from jax.experimental.compilation_cache import compilation_cache
 
 import cbkd_jax
-from cbkd_jax import checkpoints, errors, evaluation, student, train, workdir
+from cbkd_jax import (
+  checkpoints,
+  errors,
+  evaluation,
+  phases,
+  student,
+  train,
+  workdir,
+)
 from cbkd_jax.data import digits
 from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 
@@ -330,9 +338,9 @@ def test_killed_after_the_last_step_is_the_same_run(
     shutil.rmtree(directory / 'thaw')
   with monkeypatch.context() as patch:
     if where == 'evaluation':
-      patch.setattr(train, '_predict', kill)
+      patch.setattr(phases, '_predict', kill)
     elif where == 'finish':
-      patch.setattr(train, 'finish', kill)
+      patch.setattr(phases, 'finish', kill)
     elif where == 'student':
       patch.setattr(student.workdir, 'write_json', kill)
     elif where == 'summary':
@@ -359,10 +367,10 @@ def test_a_finished_phase_is_read_and_nothing_else(
   for module, name in (
     (train.blocks, 'init'),
     (train.initialization, 'initialize_block'),
-    (train.step, 'create_train_state'),
+    (phases.step, 'create_train_state'),
     (train, 'fold'),
-    (train, '_predict'),
-    (train, 'fit'),
+    (phases, '_predict'),
+    (phases, 'fit'),
   ):
     monkeypatch.setattr(module, name, needless)
   tiny_run.run(tmp_path / 'run')
@@ -477,7 +485,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path):
 def test_a_term_that_turns_nan_later_keeps_the_last_good_state(
   whole, tmp_path, monkeypatch
 ):
-  real = train.fit.__globals__['step'].compiled_train
+  real = phases.fit.__globals__['step'].compiled_train
 
   def poisoned(spec, replicas):
     run = real(spec, replicas)
@@ -496,7 +504,7 @@ def test_a_term_that_turns_nan_later_keeps_the_last_good_state(
   os.remove(directory / 'summary.json')
   shutil.rmtree(directory / 'thaw')
   with monkeypatch.context() as patch:
-    patch.setattr(train.fit.__globals__['step'], 'compiled_train', poisoned)
+    patch.setattr(phases.fit.__globals__['step'], 'compiled_train', poisoned)
     with pytest.raises(NonFiniteLossError, match=r'^thaw, step 6: kd is nan'):
       tiny_run.run(directory)
   step, arrays = _state(directory, 'thaw')
@@ -511,14 +519,14 @@ def test_logits_that_are_not_finite_are_no_result(whole, tmp_path, monkeypatch):
   shutil.copytree(whole, directory)
   os.remove(directory / 'summary.json')
   shutil.rmtree(directory / 'thaw')
-  predict = train._predict
+  predict = phases._predict
 
   def broken(*args):
     found = predict(*args)
     found['validation'][3, 1] = np.inf
     return found
 
-  monkeypatch.setattr(train, '_predict', broken)
+  monkeypatch.setattr(phases, '_predict', broken)
   with pytest.raises(NonFiniteLossError, match='thaw, step 12: logits of the'):
     tiny_run.run(directory)
   assert os.listdir(directory / 'thaw') == ['8']

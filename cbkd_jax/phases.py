@@ -1,0 +1,220 @@
+"""One phase of a run: trained from where it stands, evaluated, saved."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cbkd_jax import blocks, checkpoints, evaluation, step
+from cbkd_jax.blocks import Variables
+from cbkd_jax.data.augment import Augmentation
+from cbkd_jax.errors import NonFiniteLossError, Preempted
+from cbkd_jax.experiment import Experiment
+from cbkd_jax.fit import Clock, Resident, finish, fit
+from cbkd_jax.monitoring import Monitor
+
+
+@dataclasses.dataclass
+class Run:
+  """What the phases of a run share.
+
+  Attributes:
+    experiment: the plan and its objects.
+    directory: the workdir.
+    monitor: where metrics go.
+    interrupted: whether a signal has arrived.
+    augmentation: of the train split.
+    train: the train split, on the devices.
+    splits: the splits to report on, 'test' first, on the devices.
+    labels: their labels.
+    teacher: its variables, once they are there.
+    teacher_logits: of each split, once they were needed.
+    steps_before: steps of the phases that are done.
+    position: of metrics.jsonl at the end of the phases that are done.
+  """
+
+  experiment: Experiment
+  directory: Path
+  monitor: Monitor
+  interrupted: Callable[[], bool]
+  augmentation: Augmentation
+  train: Resident
+  splits: dict[str, jax.Array]
+  labels: dict[str, np.ndarray]
+  teacher: Variables | None = None
+  teacher_logits: dict[str, np.ndarray] = dataclasses.field(
+    default_factory=dict
+  )
+  steps_before: int = 0
+  position: int = 0
+
+
+def run_phase(
+  run: Run,
+  name: str,
+  spec: step.StepSpec,
+  start: Callable[[bool], Variables],
+  teacher: Variables | None,
+) -> tuple[Variables, dict[str, Any]]:
+  """Trains a phase to its end, or reads its end, and evaluates it.
+
+  Args:
+    run: the run.
+    name: the phase's.
+    spec: what is static in its step.
+    start: gives the network's variables before the first step; `start(True)`
+      gives mere shapes for what the phase trains.
+    teacher: the teacher's variables, as the step wants them.
+
+  Returns:
+    The network's variables at the end, on the host, and its figures.
+  """
+  if run.interrupted():
+    raise Preempted(f'{name}: not begun; what was done before is saved')
+  directory = run.directory / name
+  with contextlib.closing(checkpoints.PhaseCheckpoints(directory)) as saved:
+    progress = {'clock': {}, 'metrics_position': run.position, 'results': None}
+    if saved.latest() is not None:
+      progress = saved.progress()
+    if progress['results']:
+      variables = checkpoints.read_trained(directory, start(True), spec.trained)
+    else:
+      variables = _train(run, name, spec, start, teacher, saved, progress)
+  run.position = progress['metrics_position']
+  run.steps_before += progress['results']['steps']
+  return jax.device_get(variables), progress['results']
+
+
+def _train(
+  run: Run,
+  name: str,
+  spec: step.StepSpec,
+  start: Callable[[bool], Variables],
+  teacher: Variables | None,
+  saved: checkpoints.PhaseCheckpoints,
+  progress: dict[str, Any],
+) -> Variables:
+  """Trains and evaluates a phase from where it stands; updates `progress`."""
+  exp = run.experiment
+  rng = exp.rng(name)
+  if saved.latest() is None:
+    state = step.create_train_state(spec, start(False), teacher, rng)
+  else:
+    state = _restore(spec, start(True), teacher, rng, saved)
+  clock = Clock(**progress['clock'])
+  total = spec.training.steps
+  run.monitor.open(
+    progress['metrics_position'], run.steps_before + int(state.step)
+  )
+  last = {'loss': None}
+  if total:
+    state, last = fit(
+      name,
+      spec,
+      exp.replicas.put(state),
+      exp.replicas.put(teacher),
+      run.train,
+      replicas=exp.replicas,
+      pace=exp.pace,
+      sample_seed=exp.sample_seed(name),
+      saved=saved,
+      monitor=run.monitor,
+      steps_before=run.steps_before,
+      interrupted=run.interrupted,
+      clock=clock,
+    )
+  figures = _evaluate(run, name, spec, state)
+  progress['results'] = {
+    'steps': total,
+    **figures,
+    'loss': last['loss'],
+    'seconds': clock.seconds,
+    'compile_seconds': clock.compile_seconds,
+    'examples_per_second': clock.examples_per_second(
+      total * exp.pace.batch_size
+    ),
+  }
+  finish(saved, state, spec, run.monitor, clock, progress['results'])
+  progress['metrics_position'] = run.monitor.position()
+  return state.variables
+
+
+def _restore(
+  spec: step.StepSpec,
+  known: Variables,
+  teacher: Variables | None,
+  rng: jax.Array,
+  saved: checkpoints.PhaseCheckpoints,
+) -> step.TrainState:
+  """A phase's state in the middle; `known` holds what it doesn't train."""
+  state = jax.eval_shape(
+    functools.partial(step.create_train_state, spec),
+    known,
+    teacher,
+    rng,
+  )
+  state = state._replace(
+    params=(*known.params, state.params[-1]), batch_stats=known.batch_stats
+  )
+  return checkpoints.tree_to_state(saved, state, spec.trained)
+
+
+def _predict(
+  run: Run, network: blocks.Network, variables: Variables
+) -> dict[str, np.ndarray]:
+  exp = run.experiment
+  variables = exp.replicas.put(variables)
+  return {
+    name: evaluation.predict(
+      network,
+      variables,
+      images,
+      run.augmentation,
+      exp.replicas,
+      exp.config['eval_batch_size'],
+    )
+    for name, images in run.splits.items()
+  }
+
+
+def _evaluate(
+  run: Run, name: str, spec: step.StepSpec, state: step.TrainState
+) -> dict[str, Any]:
+  """A phase's figures on the test split, and on the validation split."""
+  exp = run.experiment
+  logits = _predict(run, spec.student, state.variables)
+  if run.teacher is not None and not run.teacher_logits:
+    run.teacher_logits = _predict(run, exp.teacher_network, run.teacher)
+  found = {}
+  for split, values in logits.items():
+    if not np.isfinite(values).all():
+      raise NonFiniteLossError(
+        f'{name}, step {spec.training.steps}: logits of the {split} split are '
+        'not finite; the last checkpoint is kept'
+      )
+    found[split] = evaluation.scores(values, run.labels[split])
+    if run.teacher_logits:
+      teacher = run.teacher_logits[split]
+      found[split] |= evaluation.comparison(values, teacher)
+  run.monitor.write(
+    name,
+    spec.training.steps,
+    run.steps_before + spec.training.steps,
+    {f'{s}_{k}': v for s, values in found.items() for k, v in values.items()},
+  )
+  figures = found.pop('test')
+  for split, values in found.items():
+    figures |= {f'{split}_{key}': value for key, value in values.items()}
+  chance = 1 / exp.config['data']['classes']
+  warning = None
+  if figures['accuracy'] < 2 * chance:
+    warning = (
+      f'{name}: accuracy {figures["accuracy"]:.4f} is below twice chance, '
+      f'{2 * chance:.4f}'
+    )
+  return {**figures, 'warning': warning}
