@@ -1,0 +1,120 @@
+"""`cbkd_jax.compare`: the method beside its controls."""
+
+import json
+import statistics
+
+import cli
+import pytest
+import tiny_run
+
+from cbkd_jax import compare
+from cbkd_jax.errors import Preempted, UserError
+
+CHANGES = {'teacher__steps': 8, 'stage__steps': 2, 'thaw__steps': 3}
+ORDERS = ('counterclockwise', 'scratch')
+
+
+@pytest.fixture(scope='module')
+def compared(tmp_path_factory, quick_compilation):
+  directory = tmp_path_factory.mktemp('compare') / 'runs'
+  calls = iter(range(10_000))
+  with pytest.raises(Preempted):  # in the second run
+    _compare(directory, lambda: next(calls) > 40)
+  return directory, _compare(directory)
+
+
+def _compare(directory, interrupted=lambda: False, seeds=2, orders=ORDERS):
+  return compare.compare(
+    tiny_run.values(**CHANGES),
+    directory,
+    seeds=seeds,
+    orders=orders,
+    console=tiny_run.console(),
+    interrupted=interrupted,
+  )
+
+
+def test_a_row_for_every_order_and_seed(compared):
+  directory, found = compared
+  assert [(row['order'], row['seed']) for row in found['rows']] == [
+    ('counterclockwise', 0),
+    ('scratch', 0),
+    ('counterclockwise', 1),
+    ('scratch', 1),
+  ]
+  for row in found['rows']:
+    assert row['steps'] == 2 + 2 + 3
+    assert row['objective'] == ('ce' if row['order'] == 'scratch' else 'kd')
+    path = directory / f'seed_{row["seed"]}' / row['order'] / 'summary.json'
+    summary = json.loads(path.read_text())
+    assert row['accuracy'] == summary['student']['accuracy']
+    assert row['params'] == summary['student']['params']
+    assert row['seconds'] == sum(s['seconds'] for s in summary['stages'])
+  assert json.loads((directory / 'compare.json').read_text()) == found
+
+
+def test_the_orders_of_a_seed_share_one_teacher(compared):
+  directory, found = compared
+  for teacher in found['teachers']:
+    accuracies = {
+      json.loads((path / 'summary.json').read_text())['teacher']['accuracy']
+      for path in (directory / f'seed_{teacher["seed"]}').iterdir()
+    }
+    assert accuracies == {teacher['accuracy']}
+  assert [teacher['seed'] for teacher in found['teachers']] == [0, 1]
+
+
+def test_the_table_is_mean_and_deviation(compared):
+  directory, found = compared
+  accuracies = [
+    row['accuracy'] for row in found['rows'] if row['order'] == 'scratch'
+  ]
+  expected = (
+    f'{statistics.mean(accuracies):.4f} ± {statistics.stdev(accuracies):.4f}'
+  )
+  (line,) = [
+    line
+    for line in (directory / 'compare.md').read_text().splitlines()
+    if line.startswith('| scratch')
+  ]
+  assert [cell.strip() for cell in line.split('|')][2] == expected
+
+
+def test_finished_runs_are_not_run_again(compared):
+  directory, found = compared
+  paths = sorted(directory.glob('seed_*/*/summary.json'))
+  before = [path.stat().st_mtime_ns for path in paths]
+  assert _compare(directory) == found
+  assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+def test_mean_std():
+  assert compare.mean_std([0.5]) == '0.5000'
+  assert compare.mean_std([0.1, 0.2, 0.3]) == '0.2000 ± 0.1000'
+
+
+def test_an_unknown_order_is_found_before_anything_runs(tmp_path):
+  with pytest.raises(UserError, match="'joined' is not known; did you mean"):
+    _compare(tmp_path / 'runs', orders=('counterclockwise', 'joined'))
+  assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--seeds=0'], '--seeds=0: must be at least 1'),
+    (['--config.inherit=5'], 'inherit = 5: must be'),
+    (['--orders=nonsense'], "'nonsense' is not known"),
+    (['--config.data.name=cifr10'], "did you mean 'cifar10'?"),
+  ],
+)
+def test_wrong_usage_is_one_line(tmp_path, arguments, message):
+  directory = tmp_path / 'runs'
+  config = f'--config={tiny_run.__file__}'
+  ended = cli.call(
+    'cbkd_jax.compare', config, f'--workdir={directory}', *arguments
+  )
+  assert ended.code == 2
+  assert ended.err.count('\n') == 1
+  assert message in ended.err
+  assert not directory.exists()
