@@ -164,7 +164,7 @@ _HEADERS = (
   'order',
   'accuracy',
   'agreement',
-  'seeds',
+  'n',
   'steps',
   'seconds',
   'params',
@@ -190,7 +190,7 @@ def _markdown(
     '',
     f'Accuracy on the test split ({found["dataset"]["test"]:,} examples) after '
     'the last step, and agreement with the teacher: mean ± sample standard '
-    'deviation over seeds. Every order takes the same number of training '
+    'deviation over n seeds. Every order takes the same number of training '
     "steps; `seconds` is the student's training, compilation included.",
     '',
     '| ' + ' | '.join(_HEADERS) + ' |',
