@@ -1,9 +1,8 @@
 """What a run takes over from others: finished phases, a teacher."""
 
-import contextlib
 from pathlib import Path
 
-from cbkd_jax import blocks, checkpoints
+from cbkd_jax import blocks, checkpoints, workdir
 from cbkd_jax.errors import UserError
 from cbkd_jax.experiment import Experiment
 
@@ -26,7 +25,7 @@ def adopted_phases(
     )
   phases = ['teacher', *names[: names.index(from_stage)]]
   for phase in phases:
-    if not is_finished(source / phase):
+    if not checkpoints.is_finished(source / phase):
       raise UserError(
         f'--from_workdir={source}: its phase {phase} is not finished'
       )
@@ -34,17 +33,8 @@ def adopted_phases(
   return phases
 
 
-def is_finished(directory: Path) -> bool:
-  if not directory.is_dir():
-    return False
-  with contextlib.closing(
-    checkpoints.PhaseCheckpoints(directory, read_only=True)
-  ) as saved:
-    return saved.latest() is not None and bool(saved.progress()['results'])
-
-
 def _check_adopted(exp: Experiment, source: Path, phases: list[str]) -> None:
-  """Adopted blocks must fit this config's networks."""
+  """Adopted phases must fit this config's data and networks."""
   teacher = checkpoints.teacher_checkpoint(str(source))
   checkpoints.read_variables(
     teacher, blocks.shapes(exp.teacher_network, exp.image_shape)
@@ -55,6 +45,8 @@ def _check_adopted(exp: Experiment, source: Path, phases: list[str]) -> None:
       blocks.shapes(exp.network(stage), exp.image_shape),
       stage.trained,
     )
+  fields = [f'data.{field}' for field in exp.config['data']]
+  _check_same(exp, source, '--from_workdir', fields)
 
 
 def check_teacher(exp: Experiment) -> Path | None:
@@ -66,4 +58,27 @@ def check_teacher(exp: Experiment) -> Path | None:
   checkpoints.read_variables(
     directory, blocks.shapes(exp.teacher_network, exp.image_shape)
   )
+  fields = ['data.classes', 'data.image_shape']
+  _check_same(exp, Path(path).expanduser(), 'teacher.checkpoint', fields)
   return directory
+
+
+def _check_same(
+  exp: Experiment, source: Path, what: str, fields: list[str]
+) -> None:
+  """Refuses another run whose config differs in one of `fields`.
+
+  Weights alone don't tell: convolutions fit images of any size.
+  """
+  path = source / 'config.json'
+  if not path.exists():
+    return
+  other = workdir.flat(workdir.read_json(path))
+  own = workdir.flat(exp.config)
+  for field in fields:
+    # Where the files are does not matter.
+    if field != 'data.dir' and own.get(field) != other.get(field):
+      raise UserError(
+        f'{what} = {str(source)!r}: that run has {field} = '
+        f'{other.get(field)!r}, but here it is {own.get(field)!r}'
+      )

@@ -283,21 +283,34 @@ def write_variables(directory: Path, variables: Variables) -> None:
     checkpointer.save(directory.absolute(), tree, force=True)
 
 
+def is_finished(directory: Path) -> bool:
+  """Whether a phase's directory holds its end, with its results."""
+  if not directory.is_dir():
+    return False
+  with contextlib.closing(PhaseCheckpoints(directory, read_only=True)) as saved:
+    return saved.latest() is not None and bool(saved.progress()['results'])
+
+
 def teacher_checkpoint(path: str) -> Path:
   """The checkpoint that `config.teacher.checkpoint` means.
 
   Args:
-    path: a workdir (its finished teacher), a phase's directory in one (its
-      last checkpoint), or an orbax checkpoint itself.
+    path: a workdir (its teacher), a phase's directory in one, or an orbax
+      checkpoint itself.
 
   Raises:
-    UserError: nothing of that kind is there.
+    UserError: nothing of that kind is there, or the phase is not finished.
   """
   root = Path(path).expanduser().absolute()
   for directory in (root / 'teacher', root):
-    steps = [d for d in directory.glob('[0-9]*') if (d / 'state').is_dir()]
+    steps = [d for d in directory.glob('*/state') if d.parent.name.isdigit()]
+    if steps and not is_finished(directory):
+      raise UserError(
+        f'teacher.checkpoint = {path!r}: the training of {directory} is not '
+        'finished'
+      )
     if steps:
-      return max(steps, key=lambda d: int(d.name)) / 'state'
+      return max(steps, key=lambda d: int(d.parent.name))
   for directory in (root / 'state', root):
     if (directory / '_METADATA').exists():
       return directory

@@ -2,22 +2,18 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cbkd_jax import errors
+from cbkd_jax import config, errors
 
 
 def define_config() -> flags.FlagHolder:
   """Defines `--config=FILE`, whose fields `--config.a.b=value` overrides."""
-  # Config files start with `from configs import default`, wherever they are.
-  root = str(Path(__file__).resolve().parent.parent)
-  if root not in sys.path:
-    sys.path.append(root)
+  config.add_configs_to_path()
   return config_flags.DEFINE_config_file(
     'config', None, 'A file with get_config(), e.g. configs/digits.py.'
   )
@@ -62,9 +58,11 @@ def require(**values: Any) -> None:
       raise errors.UserError(f'--{name} is missing; see --help')
 
 
-def add_xla_flag(flag: str) -> None:
-  """Adds to XLA_FLAGS; has an effect until JAX first looks for devices."""
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()
+def set_up_devices(values: Mapping[str, Any]) -> None:
+  """What must be set before JAX first looks for devices."""
+  if values['deterministic']:
+    flags_so_far = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'{flags_so_far} --xla_gpu_deterministic_ops=true'
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -105,11 +103,11 @@ def _unraisable(unraisable: Any) -> None:
     sys.__unraisablehook__(unraisable)
 
 
-def _check_type(config: Any) -> None:
-  if not hasattr(config, 'items'):
+def _check_type(found: Any) -> None:
+  if not hasattr(found, 'items'):
     raise TypeError(
       'get_config() must return a ConfigDict, but returned '
-      f'{type(config).__name__}'
+      f'{type(found).__name__}'
     )
 
 

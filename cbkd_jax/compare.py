@@ -15,6 +15,7 @@ import rich.console
 from absl import flags
 
 from cbkd_jax import (
+  checkpoints,
   command,
   config,
   experiment,
@@ -23,7 +24,7 @@ from cbkd_jax import (
   train,
   workdir,
 )
-from cbkd_jax.errors import UserError, nearest
+from cbkd_jax.errors import NonFiniteLossError, UserError, nearest
 from cbkd_jax.stages import ORDERS
 
 
@@ -44,7 +45,7 @@ def compare(
     directory: where the runs go, as `seed_S/ORDER`, and compare.md and
       compare.json.
     seeds: how many, consecutive.
-    orders: which orders, the first one's runs train the teachers.
+    orders: which orders; a seed's first run trains its teacher.
     console: where to show how it goes.
     interrupted: whether to save and stop.
 
@@ -53,6 +54,7 @@ def compare(
 
   Raises:
     UserError: wrong input, found before anything is run.
+    NonFiniteLossError: a run diverged; the others were run all the same.
   """
   for order in orders:
     if order not in ORDERS:
@@ -60,46 +62,40 @@ def compare(
         f'--orders: {order!r} is not known{nearest(order, ORDERS)}; '
         f'allowed: {", ".join(ORDERS)}'
       )
+  if not orders or len(set(orders)) < len(orders):
+    raise UserError(f'--orders={",".join(orders)}: must name each order once')
   if seeds < 1:
     raise UserError(f'--seeds={seeds}: must be at least 1')
-  runs = list(_runs(values, directory, seeds, orders))
+  runs = [
+    (
+      {**values, 'order': order, 'seed': seed},
+      directory / f'seed_{seed}' / order,
+    )
+    for seed in range(values['seed'], values['seed'] + seeds)
+    for order in orders
+  ]
   for run_values, run_directory in runs:
     config.check(run_values)
     experiment.build(run_values)
     workdir.check_config(run_directory, run_values, config.defaults())
-  rows, teachers = [], []
+  diverged = []
   for number, (run_values, run_directory) in enumerate(runs, start=1):
-    order, seed = run_values['order'], run_values['seed']
-    console.rule(f'{number} of {len(runs)}: {order}, seed {seed}')
-    found = _run(run_values, run_directory, console, interrupted)
-    rows.append(_row(found, run_values))
-    if order == orders[0]:
-      teachers.append(
-        {
-          'seed': seed,
-          'accuracy': found['teacher']['accuracy'],
-          'params': found['teacher']['params'],
-        }
-      )
-    result = {'rows': rows, 'teachers': teachers}
-    workdir.write_json(directory / 'compare.json', result)
-    (directory / 'compare.md').write_text(_markdown(values, result, found))
-  _show(values, result, console)
+    title = f'{run_values["order"]}, seed {run_values["seed"]}'
+    console.rule(f'{number} of {len(runs)}: {title}')
+    try:
+      _run(run_values, run_directory, console, interrupted)
+    except NonFiniteLossError as error:
+      diverged.append(f'{title}: {error}')
+      console.print(diverged[-1], highlight=False)
+    result = _collect(runs)
+    if result['rows']:
+      workdir.write_json(directory / 'compare.json', result)
+      (directory / 'compare.md').write_text(_markdown(values, runs, result))
+  if result['rows']:
+    _show(values, result, console)
+  if diverged:
+    raise NonFiniteLossError('; '.join(diverged))
   return result
-
-
-def _runs(
-  values: Mapping[str, Any], directory: Path, seeds: int, orders: Sequence[str]
-):
-  """The configs and workdirs of all runs, teachers before their users."""
-  for seed in range(values['seed'], values['seed'] + seeds):
-    home = directory / f'seed_{seed}'
-    for order in orders:
-      teacher = dict(values['teacher'])
-      if order != orders[0] and not teacher['checkpoint']:
-        teacher['checkpoint'] = str(home / orders[0])
-      run_values = {**values, 'order': order, 'seed': seed, 'teacher': teacher}
-      yield run_values, home / order
 
 
 def _run(
@@ -107,22 +103,53 @@ def _run(
   directory: Path,
   console: rich.console.Console,
   interrupted: Callable[[], bool],
-) -> Mapping[str, Any]:
-  """A run's summary; runs what is not finished."""
-  path = directory / 'summary.json'
-  if path.exists():
+) -> None:
+  """Runs what is not finished, with a teacher that this seed has already."""
+  if (directory / 'summary.json').exists():
     console.print('already finished')
-    return workdir.read_json(path)
-  return train.train_and_evaluate(
+    return
+  # Copied, not named in the config: the runs stand on their own, in whatever
+  # order they are run and wherever they are moved.
+  source = None
+  if not (directory / 'config.json').exists():
+    source = next(
+      (
+        other.parent
+        for other in sorted(directory.parent.glob('*/teacher'))
+        if checkpoints.is_finished(other)
+      ),
+      None,
+    )
+  if source is not None:
+    with workdir.locked(directory):
+      workdir.begin(directory, values, source, ['teacher'])
+  train.train_and_evaluate(
     values, directory, console=console, interrupted=interrupted
   )
+
+
+def _collect(runs: Sequence[tuple[Mapping[str, Any], Path]]) -> dict[str, Any]:
+  """The rows of all runs that are finished, and their teachers."""
+  rows, teachers = [], {}
+  for values, directory in runs:
+    path = directory / 'summary.json'
+    if not path.exists():
+      continue
+    found = workdir.read_json(path)
+    rows.append(_row(found, values))
+    teachers[values['seed']] = {
+      'seed': values['seed'],
+      'accuracy': found['teacher']['accuracy'],
+      'params': found['teacher']['params'],
+    }
+  return {'rows': rows, 'teachers': list(teachers.values())}
 
 
 def _row(found: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
   stages = found['stages']
   return {
     'order': values['order'],
-    'objective': 'ce' if values['order'] == 'scratch' else values['objective'],
+    'objective': experiment.build(values).stages[-1].objective,
     'seed': values['seed'],
     'accuracy': found['student']['accuracy'],
     'agreement': found['student']['agreement'],
@@ -181,9 +208,11 @@ def mean_std(values: Sequence[float]) -> str:
 
 def _markdown(
   values: Mapping[str, Any],
+  runs: Sequence[tuple[Mapping[str, Any], Path]],
   result: Mapping[str, Any],
-  found: Mapping[str, Any],
 ) -> str:
+  finished = [d for _, d in runs if (d / 'summary.json').exists()]
+  found = workdir.read_json(finished[0] / 'summary.json')
   lines = [
     f'# {values["teacher"]["model"]} on {values["data"]["name"]}, '
     f'{values["objective"]}',
@@ -228,8 +257,10 @@ def main() -> None:
   """Reads the flags and does what they say."""
   values = flags.FLAGS
   command.require(config=values.config, workdir=values.workdir)
+  plain = config.plain(values.config)
+  command.set_up_devices(plain)
   compare(
-    config.plain(values.config),
+    plain,
     Path(values.workdir),
     seeds=values.seeds,
     orders=values.orders,

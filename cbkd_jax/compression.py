@@ -122,12 +122,16 @@ def compress(
     _nearest_multiple(keep[i] * teacher.widths[i - 1], width_multiple_of)
     for i in range(inherit, blocks)
   )
-  for i, width in enumerate(widths):
-    if width > teacher.widths[i] or inputs[i] > teacher.widths[i - 1]:
-      raise UserError(
-        f'compression.width_multiple_of = {width_multiple_of}: block {i} '
-        f'would get more channels than its teacher has, {teacher.widths[i]}'
-      )
+  for i in range(inherit, blocks):
+    for own, of_teacher in (
+      (inputs[i], teacher.widths[i - 1]),
+      (widths[i], teacher.widths[i]),
+    ):
+      if own > of_teacher:
+        raise UserError(
+          f'compression.width_multiple_of = {width_multiple_of}: block {i} '
+          f"would get {own} channels where its teacher's has {of_teacher}"
+        )
   return Student(teacher, inherit, widths, inputs, depth)
 
 

@@ -1,6 +1,7 @@
 """Checks of single config fields: type-safe by ml_collections, ranges here."""
 
 import importlib
+import importlib.util
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -113,10 +114,21 @@ def defaults() -> dict[str, Any]:
 
 
 def add_configs_to_path() -> None:
-  """Lets config files import `configs.default` from any directory."""
-  root = str(Path(__file__).resolve().parent.parent)
-  if root not in sys.path:
-    sys.path.append(root)
+  """Makes `configs.default` ours in any directory.
+
+  A folder `configs` of the user's own, in the current directory, is searched
+  after it.
+  """
+  own = Path(__file__).resolve().parent.parent / 'configs'
+  if str(own) in getattr(sys.modules.get('configs'), '__path__', ()):
+    return
+  spec = importlib.util.spec_from_file_location(
+    'configs',
+    own / '__init__.py',
+    submodule_search_locations=[str(own), str(Path.cwd() / 'configs')],
+  )
+  sys.modules['configs'] = module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

@@ -46,7 +46,19 @@ def _flops(part: Any, shape: tuple[int, ...]) -> float:
   variables, _ = blocks.part_shapes(part, shape)
   x = jax.ShapeDtypeStruct(shape, jnp.float32)
   fn = jax.jit(lambda v, x: part.apply(v, x, train=False))
-  return float(fn.lower(variables, x).cost_analysis()['flops'])
+  with jax.default_device(_cpu()):
+    lowered = fn.lower(variables, x)
+  # Backends behind a plugin (GPUs, TPUs) count compiled programs only.
+  cost = lowered.cost_analysis() or lowered.compile().cost_analysis()
+  return float(cost['flops'])
+
+
+def _cpu() -> Any:
+  """A CPU device, which counts without compiling, or None."""
+  try:
+    return jax.local_devices(backend='cpu')[0]
+  except RuntimeError:  # JAX_PLATFORMS leaves it out
+    return None
 
 
 def total(costs: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -259,4 +258,4 @@ def augmentation_for(
 def local_batch(experiment: Experiment) -> int:
   """Examples per device and step."""
   devices = len(experiment.replicas.devices)
-  return math.ceil(experiment.pace.batch_size / devices)
+  return experiment.pace.batch_size // devices

@@ -91,7 +91,8 @@ def fit(
 
   Raises:
     NonFiniteLossError: naming phase, step and term.
-    Preempted: `interrupted`; the state is saved.
+    Preempted: `interrupted`; the state is saved, at once: what its own loss
+      will be is not waited for.
   """
   total = spec.training.steps
   run = step.compiled_train(spec, replicas)

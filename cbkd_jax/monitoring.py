@@ -42,7 +42,7 @@ class Monitor:
       file.truncate(min(position, self._path.stat().st_size))
     self._file = self._path.open('a')
     self._board = tensorboardX.SummaryWriter(
-      str(self._tensorboard_dir), purge_step=global_step
+      str(self._tensorboard_dir), purge_step=global_step + 1
     )
 
   def position(self) -> int:

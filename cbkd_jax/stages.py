@@ -77,12 +77,6 @@ class Stage:
     return tuple(i for i, t in enumerate(self.trained[:-1]) if t)
 
 
-def num_stages(order: str, blocks: int, inherit: int) -> int:
-  """How many stages precede the thaw (0 for the controls without stages)."""
-  staged = order in ('counterclockwise', 'clockwise')
-  return blocks - inherit if staged else 0
-
-
 def training(
   values: Mapping[str, Any], train_size: int, batch_size: int
 ) -> Training:

@@ -212,7 +212,11 @@ def train_step(
   metrics = jax.lax.pmean(metrics, AXIS)
   metrics['grad_norm'] = optax.tree.norm(grads)
   if not spec.sync_batch_norm:
-    batch_stats = jax.lax.pmean(batch_stats, AXIS)
+    # Of what is frozen too, the mean over replicas could differ by rounding.
+    batch_stats = tuple(
+      jax.lax.pmean(s, AXIS) if t else s
+      for s, t in zip(batch_stats, spec.trained)
+    )
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   updates, opt_state = spec.tx.update(

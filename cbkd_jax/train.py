@@ -32,7 +32,7 @@ from cbkd_jax import (
 )
 from cbkd_jax.blocks import Variables
 from cbkd_jax.compression import fold
-from cbkd_jax.data.augment import normalise
+from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.experiment import Experiment
 from cbkd_jax.fit import Resident
 from cbkd_jax.monitoring import Monitor
@@ -80,15 +80,17 @@ def train_and_evaluate(
   if not resumes:
     adopted = adoption.adopted_phases(exp, from_workdir, from_stage)
   dataset = experiment.load_data(values)
+  augmentation = experiment.augmentation_for(values, dataset.train)
   teacher_path = None
-  if not (adopted or adoption.is_finished(directory / 'teacher')):
+  if not (adopted or checkpoints.is_finished(directory / 'teacher')):
     teacher_path = adoption.check_teacher(exp)
 
   with workdir.locked(directory):
-    if not resumes:
+    # Once more: another process may have begun here meanwhile.
+    if not workdir.check_config(directory, values, config.defaults()):
       workdir.begin(directory, values, from_workdir, adopted)
     with contextlib.closing(Monitor(directory, console)) as monitor:
-      run = _start(exp, directory, monitor, interrupted, dataset)
+      run = _start(exp, directory, monitor, interrupted, dataset, augmentation)
       return _run_phases(run, dataset, teacher_path)
 
 
@@ -98,6 +100,7 @@ def _start(
   monitor: Monitor,
   interrupted: Callable[[], bool],
   dataset: data.Dataset,
+  augmentation: Augmentation,
 ) -> Run:
   """Puts the data on the devices."""
   put = exp.replicas.put
@@ -116,7 +119,7 @@ def _start(
     directory=directory,
     monitor=monitor,
     interrupted=interrupted,
-    augmentation=experiment.augmentation_for(exp.config, dataset.train),
+    augmentation=augmentation,
     train=Resident(put(dataset.train.images), put(dataset.train.labels)),
     splits={name: put(split.images) for name, split in splits.items()},
     labels={name: split.labels for name, split in splits.items()},
@@ -260,9 +263,7 @@ def main() -> None:
   flags_ = flags.FLAGS
   command.require(config=flags_.config)
   values = config.plain(flags_.config)
-  if values['deterministic']:
-    # Read when the first device is asked for, which has not happened yet.
-    command.add_xla_flag('--xla_gpu_deterministic_ops=true')
+  command.set_up_devices(values)
   console = rich.console.Console()
   if flags_.dry_run:
     config.check(values)

@@ -29,12 +29,14 @@ def read_json(path: Path) -> Any:
   """The file's value.
 
   Raises:
-    UserError: it is not JSON.
+    UserError: it is not JSON, or can't be read.
   """
   try:
     return json.loads(path.read_text())
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise UserError(f'{path} is not valid JSON: {error}') from None
+  except OSError as error:
+    raise UserError(f'{path}: {error.strerror}') from None
 
 
 @contextlib.contextmanager
@@ -108,8 +110,8 @@ def check_config(
         'config.json; give a directory that is new or empty'
       )
     return False
-  old = {**_flat(defaults), **_flat(read_json(path))}
-  new = _flat(json.loads(json.dumps(config)))
+  old = {**flat(defaults), **flat(read_json(path))}
+  new = flat(json.loads(json.dumps(config)))
   different = [
     f'{field} ({old.get(field)!r} there, {new.get(field)!r} here)'
     for field in sorted({*old, *new})
@@ -123,11 +125,12 @@ def check_config(
   return True
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """A config's fields by dotted name, as JSON has them, without unset ones."""
   found = {}
   for key, value in tree.items():
     if isinstance(value, Mapping):
-      found |= _flat(value, f'{prefix}{key}.')
+      found |= flat(value, f'{prefix}{key}.')
     elif value is not None:  # unset is the same as absent
       found[prefix + key] = json.loads(json.dumps(value))
   return found

@@ -1,6 +1,6 @@
 """A real run of a few minutes on two CPU cores: CIFAR-10 at 16x16 pixels.
 
-ResNet-14 -> a student of about a sixth of the parameters; 10,000 training
+ResNet-14 -> a student of about a fifth of the parameters; 10,000 training
 images, the whole test split.
 
   TFDS_DATA_DIR=... python -m cbkd_jax.train --config=configs/cifar10_small.py \

@@ -1,14 +1,15 @@
 """`cbkd_jax.compare`: the method beside its controls."""
 
 import json
+import shutil
 import statistics
 
 import cli
 import pytest
 import tiny_run
 
-from cbkd_jax import compare
-from cbkd_jax.errors import Preempted, UserError
+from cbkd_jax import compare, train
+from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 
 CHANGES = {'teacher__steps': 8, 'stage__steps': 2, 'thaw__steps': 3}
 ORDERS = ('counterclockwise', 'scratch')
@@ -88,6 +89,34 @@ def test_finished_runs_are_not_run_again(compared):
   assert [path.stat().st_mtime_ns for path in paths] == before
 
 
+def test_a_moved_workdir_and_another_first_order_go_on(compared, tmp_path):
+  directory, found = compared
+  moved = tmp_path / 'moved'
+  shutil.copytree(directory, moved)
+  again = _compare(moved, orders=ORDERS[::-1])
+  key = lambda row: (row['seed'], row['order'])  # noqa: E731
+  assert sorted(again['rows'], key=key) == sorted(found['rows'], key=key)
+
+
+def test_one_diverging_run_does_not_stop_the_others(
+  tmp_path, monkeypatch, quick_compilation
+):
+  real = train.train_and_evaluate
+
+  def one_diverges(values, directory, **arguments):
+    if values['order'] == 'counterclockwise':
+      raise NonFiniteLossError('stage_1, step 3: kd is nan')
+    return real(values, directory, **arguments)
+
+  monkeypatch.setattr(train, 'train_and_evaluate', one_diverges)
+  with pytest.raises(
+    NonFiniteLossError, match=r'^counterclockwise, seed 0: stage_1, step 3'
+  ):
+    _compare(tmp_path / 'runs', seeds=1)
+  found = json.loads((tmp_path / 'runs' / 'compare.json').read_text())
+  assert [row['order'] for row in found['rows']] == ['scratch']
+
+
 def test_mean_std():
   assert compare.mean_std([0.5]) == '0.5000'
   assert compare.mean_std([0.1, 0.2, 0.3]) == '0.2000 ± 0.1000'
@@ -102,6 +131,8 @@ def test_an_unknown_order_is_found_before_anything_runs(tmp_path):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
+    (['--orders='], 'must name each order once'),
+    (['--orders=joint,joint'], 'must name each order once'),
     (['--seeds=0'], '--seeds=0: must be at least 1'),
     (['--config.inherit=5'], 'inherit = 5: must be'),
     (['--orders=nonsense'], "'nonsense' is not known"),

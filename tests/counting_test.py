@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import pytest
 import tiny
@@ -116,3 +117,16 @@ def test_flops_of_a_compressed_student_shrink_with_its_width():
   for full, half in zip(ours[1:], theirs[1:]):
     ratio = half['flops_per_example'] / full['flops_per_example']
     assert 0.25 < ratio < 0.33  # a quarter, and the 1x1 map in front
+
+
+def test_a_backend_that_counts_compiled_programs_only(monkeypatch):
+  """As those of GPUs and TPUs: `Lowered.cost_analysis` gives None there."""
+  network = models.build('resnet8', 10, (8, 8, 1)).network()
+  expected = counting.total(counting.per_block(network, (8, 8, 1)))
+  counting._flops.cache_clear()
+  monkeypatch.setattr(jax.stages.Lowered, 'cost_analysis', lambda _: None)
+  found = counting.total(counting.per_block(network, (8, 8, 1)))
+  counting._flops.cache_clear()
+  assert found['flops_per_example'] == pytest.approx(
+    expected['flops_per_example'], rel=0.1
+  )

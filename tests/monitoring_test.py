@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import pytest
 import rich.console
@@ -66,17 +67,43 @@ def test_tensorboard_has_every_figure_on_the_axis_of_all_steps(tmp_path):
   assert scalars == [('loss', 103, 0.5)]
 
 
-def _scalars(data):
-  """(tag, step, value) of the records of an event file."""
+def test_tensorboard_keeps_what_was_written_at_the_step_of_a_resume(tmp_path):
+  """It drops what has at least the step that the next file names."""
+  monitor = Monitor(tmp_path, _console())
+  monitor.open(0, 0)
+  monitor.write('teacher', 7, 7, {'test_accuracy': 0.5})
+  position = monitor.position()
+  time.sleep(1.1)  # a file is named after its second
+  monitor.open(position, 7)
+  monitor.close()
+  from tensorboardX.proto.event_pb2 import SessionLog
+
+  (path,) = sorted((tmp_path / 'tensorboard').iterdir())[1:]
+  (purged,) = [
+    event.step
+    for event in _events(path.read_bytes())
+    if event.session_log.status == SessionLog.START
+  ]
+  assert purged == 8
+
+
+def _events(data):
   from tensorboardX.proto.event_pb2 import Event
 
-  found, at = [], 0
+  at = 0
   while at < len(data):
     size = int.from_bytes(data[at : at + 8], 'little')
-    event = Event.FromString(data[at + 12 : at + 12 + size])
+    yield Event.FromString(data[at + 12 : at + 12 + size])
     at += 12 + size + 4
-    found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
-  return found
+
+
+def _scalars(data):
+  """(tag, step, value) of the records of an event file."""
+  return [
+    (value.tag, event.step, value.simple_value)
+    for event in _events(data)
+    for value in event.summary.value
+  ]
 
 
 def test_plain_lines_now_and_then_and_at_the_end(tmp_path, monkeypatch):

@@ -290,6 +290,18 @@ def test_the_state_is_donated_and_nothing_else():
     assert not leaf.is_deleted()
 
 
+def test_frozen_statistics_stay_on_any_number_of_devices():
+  """A mean over three equal float32 numbers is not always that number."""
+  made = make('stage_2', sync_batch_norm=False)
+  spec, variables, _ = made
+  run = Run.of(made, devices=3)
+  run.rows = run.rows[:, :6]  # divisible by three
+  run.take(2)
+  for i, trained in enumerate(spec.trained):
+    same = tiny.same(run.state.batch_stats[i], variables.batch_stats[i])
+    assert same == (not trained or not variables.batch_stats[i])
+
+
 def test_batch_statistics_of_each_replica():
   made = make('thaw', sync_batch_norm=False)
   _, variables, _ = made

@@ -558,6 +558,31 @@ def test_a_teacher_from_elsewhere(whole, tmp_path, kind):
   assert tiny.same(ours, student.read(whole / 'student')[1])
 
 
+def test_a_teacher_of_other_images_is_refused(whole, tmp_path):
+  """Its weights would fit: convolutions do, whatever the size."""
+  changes = {
+    'teacher__checkpoint': str(whole),
+    'data__resize': 12,
+    'data__image_shape': (12, 12, 1),
+  }
+  with pytest.raises(UserError) as caught:
+    tiny_run.run(tmp_path / 'run', changes)
+  assert str(caught.value) == (
+    f"teacher.checkpoint = '{whole}': that run has data.image_shape = "
+    '[8, 8, 1], but here it is [12, 12, 1]'
+  )
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_teacher_in_training_is_refused(whole, tmp_path):
+  source = tmp_path / 'source'
+  with pytest.raises(Preempted, match='teacher: stopped at step'):
+    tiny_run.run(source, interrupted=_After(12))
+  with pytest.raises(UserError, match='source/teacher is not finished'):
+    tiny_run.run(tmp_path / 'run', {'teacher__checkpoint': str(source)})
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_teacher_that_does_not_fit_is_named_with_both_shapes(whole, tmp_path):
   changes = {
     'teacher__checkpoint': str(whole),
