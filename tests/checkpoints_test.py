@@ -184,7 +184,7 @@ def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path, variables, what):
 
 
 def test_where_a_teacher_may_lie(phase, variables, tmp_path):
-  _save(phase, _state(variables, 10))
+  _save(phase, _state(variables, 10), results={'accuracy': 0.5})
   phase.close()
   state = tmp_path / 'stage_1' / '10' / 'state'
   (tmp_path / 'run').mkdir()
