@@ -25,10 +25,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.mean(losses)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Method):
   """`ce`: mean cross-entropy of the student with the labels."""
 
+  name: ClassVar[str] = 'ce'
   needs: ClassVar[tuple[str, ...]] = ('labels',)
   uses_teacher: ClassVar[bool] = False
   recipe: ClassVar[str] = '1*ce'
