@@ -72,11 +72,14 @@ class Network:
   """Blocks from shallow to deep and a head, as Linen modules.
 
   Each block is called as `block(x, train) -> BlockOutput`, the head as
-  `head(x, train) -> HeadOutput`.
+  `head(x, train) -> HeadOutput`. `norms` says per block where the
+  normalisation in front of the activation at its cut is: (part, names from the
+  part's params down, `/` between them); None where the family does not say.
   """
 
   blocks: tuple[Any, ...]
   head: Any
+  norms: tuple[tuple[int, str], ...] | None = None
 
   @property
   def parts(self) -> tuple[Any, ...]:
@@ -111,6 +114,8 @@ class Architecture:
       == len(widths)` asks for the head's. Channel sets are named freely but
       for 'input' and 'output', the part's own. None where the family does not
       say.
+    cut_norm: `(index, units) -> (part, path)` of the normalisation before the
+      activation at the end of a block, as in `Network.norms`.
   """
 
   widths: tuple[int, ...]
@@ -119,6 +124,7 @@ class Architecture:
   head: Callable[[], Any]
   width_step: int = 1
   wiring: Callable[[int, int], tuple[Layer, ...]] | None = None
+  cut_norm: Callable[[int, int], tuple[int, str]] | None = None
 
   def network(self) -> Network:
     """The network at the architecture's own widths and units."""
@@ -128,6 +134,8 @@ class Architecture:
         for i, (width, units) in enumerate(zip(self.widths, self.units))
       ),
       head=self.head(),
+      norms=self.cut_norm
+      and tuple(self.cut_norm(i, n) for i, n in enumerate(self.units)),
     )
 
 
@@ -172,7 +180,6 @@ def shapes(network: Network, image_shape: tuple[int, int, int]) -> Variables:
   return Variables(tuple(params), tuple(batch_stats))
 
 
-@functools.cache
 def part_shapes(
   part: Any, shape: tuple[int, ...]
 ) -> tuple[Tree, tuple[int, ...] | None]:
@@ -180,13 +187,33 @@ def part_shapes(
 
   Cached: the networks of one plan share most of their parts.
   """
+  out, variables = _part_output(part, shape)
+  output = getattr(out, 'output', None)
+  return variables, None if output is None else output.shape
+
+
+@functools.cache
+def _part_output(part: Any, shape: tuple[int, ...]) -> tuple[Any, Tree]:
   out, variables = jax.eval_shape(
     lambda: part.init_with_output(
       jax.random.key(0), jnp.zeros(shape, jnp.float32), train=False
     )
   )
-  output = getattr(out, 'output', None)
-  return variables, None if output is None else output.shape
+  return out, variables
+
+
+def view_shapes(
+  network: Network, image_shape: tuple[int, int, int], batch: int
+) -> View:
+  """The shapes and types of a network's `View`, nothing computed."""
+  shape, outputs = (1, *image_shape), []
+  for part in network.parts:
+    outputs.append(_part_output(part, shape)[0])
+    shape = part_shapes(part, shape)[1]
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype),
+    view(outputs),
+  )
 
 
 def _init(network, rng, image_shape, parts):

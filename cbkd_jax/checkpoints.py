@@ -248,6 +248,8 @@ def read_variables(
   """
   names = part_names(len(template.params) - 1)
   wanted = range(len(names)) if parts is None else parts
+  if not wanted:
+    return template
   tree = {
     'params': {names[i]: template.params[i] for i in wanted},
     'batch_stats': {
@@ -262,6 +264,28 @@ def read_variables(
     params[i] = tree['params'][names[i]]
     stats[i] = tree.get('batch_stats', {}).get(names[i], stats[i])
   return Variables(tuple(params), tuple(stats))
+
+
+def read_objective(
+  directory: Path, params: Tree, state: Tree
+) -> tuple[Tree, Tree]:
+  """Reads an objective's (params, state).
+
+  Args:
+    directory: a phase's arrays.
+    params: a tree of the expected shapes and types.
+    state: likewise.
+
+  Raises:
+    UserError: it doesn't fit.
+  """
+  tree = {'params': _numbered(params), 'state': _numbered(state)}
+  tree = restore_tree(directory, {'objective': _without_empty(tree)})
+  found = tree['objective']
+  return (
+    _unnumbered(found.get('params', {}), params),
+    _unnumbered(found.get('state', {}), state),
+  )
 
 
 def read_trained(

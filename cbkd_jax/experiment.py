@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from cbkd_jax import (
+  blocks,
   compression,
   data,
   initialization,
   models,
   objectives,
+  prediction,
   stages,
   step,
+  supply,
 )
 from cbkd_jax.blocks import Architecture, Network
 from cbkd_jax.data.augment import Augmentation, channel_stats
@@ -81,11 +84,43 @@ class Experiment:
     )
     return Network(blocks, student.head)
 
+  def predicting_network(self, stage: Stage) -> Network:
+    """The same, with the head that the objective may give it; local."""
+    return prediction.network(
+      objectives.parse(stage.objective),
+      self.network(stage, local=True),
+      self.local.head(),
+      self.local.widths[-1],
+    )
+
+  def objective(
+    self, stage: Stage, local: bool = False
+  ) -> objectives.Objective:
+    """What a stage minimises, bound to it.
+
+    Args:
+      stage: the stage.
+      local: without a replicas' axis.
+    """
+    main = stage.prepares or stage
+    setting = objectives.Setting(
+      blocks=len(self.architecture.widths),
+      trained=main.trained_blocks,
+      name=main.name,
+      steps=stage.training.steps,
+      batch_size=self.config['batch_size'],
+      train_size=self.config['data']['train_size'],
+      replicas=len(self.replicas.devices),
+      axis_name=None if local else step.AXIS,
+      preparing=stage.prepares is not None,
+    )
+    return objectives.parse(stage.objective).bind(setting)
+
   def spec(
     self, stage: Stage, augmentation: Augmentation, local: bool = False
   ) -> step.StepSpec:
     """What is static in a stage's step."""
-    objective = objectives.parse(stage.objective)
+    objective = self.objective(stage, local)
     architecture = self.local if local else self.architecture
     teacher = architecture.network() if objective.uses_teacher else None
     return step.StepSpec(
@@ -170,6 +205,9 @@ def build(config: Mapping[str, Any]) -> Experiment:
       objectives.parse(fields['objective'], f'stage_overrides.{name}.objective')
   if config['thaw']['objective'] is not None:
     objectives.parse(config['thaw']['objective'], 'thaw.objective')
+  plan = stages.with_pre_stages(
+    plan, lambda expression: objectives.parse(expression).pre_stage
+  )
   keep = config['compression']
   student = compression.compress(
     architecture,
@@ -196,7 +234,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
   teacher_fields = {
     k: v for k, v in teacher.items() if k not in ('model', 'checkpoint')
   }
-  return Experiment(
+  experiment = Experiment(
     config=config,
     architecture=architecture,
     local=local,
@@ -213,6 +251,33 @@ def build(config: Mapping[str, Any]) -> Experiment:
       log_every=config['log_every_steps'],
     ),
   )
+  for stage in plan:
+    _check_objective(experiment, stage)
+  return experiment
+
+
+def _check_objective(experiment: Experiment, stage: Stage) -> None:
+  """Lets a stage's methods look at the shapes that they will see.
+
+  Raises:
+    UserError: one can't work between these networks.
+  """
+  try:
+    objective = experiment.objective(stage, local=True)
+    if not objective.uses_teacher:
+      return
+    teacher = experiment.local.network()
+    views = [
+      blocks.view_shapes(
+        network, experiment.image_shape, max(1, objective.local_batch)
+      )
+      for network in (experiment.network(stage, local=True), teacher)
+    ]
+    head = blocks.shapes(teacher, experiment.image_shape).params[-1]
+    supply.check(objective.needs, teacher, head)
+    jax.eval_shape(functools.partial(objective.init, jax.random.key(0)), *views)
+  except UserError as error:
+    raise UserError(f'{stage.name}: {error}') from None
 
 
 def plan_augmentation(config: Mapping[str, Any]) -> Augmentation:

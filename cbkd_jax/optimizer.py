@@ -1,7 +1,8 @@
 """Schedules, the optax chain, and the mask that freezes parts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import jax
 import optax
 
 from cbkd_jax.stages import Training
@@ -41,7 +42,9 @@ def learning_rate_fn(training: Training) -> optax.Schedule:
 
 
 def make_optimizer(
-  training: Training, trained: Sequence[bool]
+  training: Training,
+  trained: Sequence[bool],
+  learning_rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
   """The optimiser of a stage, over a tuple of per-part parameter trees.
 
@@ -53,6 +56,8 @@ def make_optimizer(
   Args:
     training: the phase's settings.
     trained: per part, whether it trains.
+    learning_rates: peak rates of entries of the last part, a dict, that
+      deviate from the phase's; on the same schedule.
 
   Returns:
     A transformation whose updates of frozen parts are zero.
@@ -70,6 +75,30 @@ def make_optimizer(
       chain.append(optax.add_decayed_weights(training.weight_decay))
     momentum = training.momentum or None
     chain.append(optax.sgd(schedule, momentum, nesterov=training.nesterov))
+  if learning_rates:
+    chain.append(_rescale(training.learning_rate, learning_rates))
   return optax.selective_transform(
     optax.chain(*chain), freeze_mask=tuple(not t for t in trained)
   )
+
+
+def _rescale(
+  rate: float, learning_rates: Mapping[str, float]
+) -> optax.GradientTransformation:
+  """Updates of the last part's named entries at rates of their own.
+
+  Decay and momentum scale along, as in a parameter group of torch's.
+  """
+
+  def update(updates, params):
+    del params
+    *parts, named = updates
+    scaled = {
+      name: jax.tree.map(lambda u, f=learning_rates[name] / rate: f * u, tree)
+      if name in learning_rates
+      else tree
+      for name, tree in named.items()
+    }
+    return (*parts, scaled)
+
+  return optax.stateless(update)

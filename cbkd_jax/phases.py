@@ -5,12 +5,12 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from cbkd_jax import blocks, checkpoints, evaluation, step
+from cbkd_jax import blocks, checkpoints, evaluation, prediction, step
 from cbkd_jax.blocks import Variables
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.errors import NonFiniteLossError, Preempted
@@ -54,13 +54,27 @@ class Run:
   position: int = 0
 
 
+class Trained(NamedTuple):
+  """What a phase leaves, on the host.
+
+  Attributes:
+    variables: of its network.
+    objective: the objective's (params, state) by term, where the next phase
+      or the student may want them, else None.
+  """
+
+  variables: Variables
+  objective: tuple[Any, Any] | None = None
+
+
 def run_phase(
   run: Run,
   name: str,
   spec: step.StepSpec,
   start: Callable[[bool], Variables],
   teacher: Variables | None,
-) -> tuple[Variables, dict[str, Any]]:
+  previous: tuple[Any, Any] | None = None,
+) -> tuple[Trained, dict[str, Any]]:
   """Trains a phase to its end, or reads its end, and evaluates it.
 
   Args:
@@ -70,9 +84,10 @@ def run_phase(
     start: gives the network's variables before the first step; `start(True)`
       gives mere shapes for what the phase trains.
     teacher: the teacher's variables, as the step wants them.
+    previous: the objective's variables of the phase before, if wanted.
 
   Returns:
-    The network's variables at the end, on the host, and its figures.
+    What it leaves, and its figures.
   """
   if run.interrupted():
     raise Preempted(f'{name}: not begun; what was done before is saved')
@@ -82,12 +97,38 @@ def run_phase(
     if saved.latest() is not None:
       progress = saved.progress()
     if progress['results']:
-      variables = checkpoints.read_trained(directory, start(True), spec.trained)
+      found = _read(spec, start(True), teacher, saved)
     else:
-      variables = _train(run, name, spec, start, teacher, saved, progress)
+      found = _train(run, name, spec, start, teacher, previous, saved, progress)
   run.position = progress['metrics_position']
   run.steps_before += progress['results']['steps']
-  return jax.device_get(variables), progress['results']
+  return jax.device_get(found), progress['results']
+
+
+def _read(
+  spec: step.StepSpec,
+  known: Variables,
+  teacher: Variables | None,
+  saved: checkpoints.PhaseCheckpoints,
+) -> Trained:
+  """What a finished phase has left; `known` holds what it did not train."""
+  variables = checkpoints.read_variables(
+    saved.state_directory(),
+    known,
+    [i for i, is_trained in enumerate(spec.trained) if is_trained],
+  )
+  if not spec.objective.goes_on:
+    return Trained(variables)
+  state = jax.eval_shape(
+    functools.partial(step.create_train_state, spec),
+    known,
+    teacher,
+    jax.random.key(0),
+  )
+  own = checkpoints.read_objective(
+    saved.state_directory(), state.params[-1], state.objective_state
+  )
+  return Trained(variables, own)
 
 
 def _train(
@@ -96,14 +137,15 @@ def _train(
   spec: step.StepSpec,
   start: Callable[[bool], Variables],
   teacher: Variables | None,
+  previous: tuple[Any, Any] | None,
   saved: checkpoints.PhaseCheckpoints,
   progress: dict[str, Any],
-) -> Variables:
+) -> Trained:
   """Trains and evaluates a phase from where it stands; updates `progress`."""
   exp = run.experiment
   rng = exp.rng(name)
   if saved.latest() is None:
-    state = step.create_train_state(spec, start(False), teacher, rng)
+    state = step.create_train_state(spec, start(False), teacher, rng, previous)
   else:
     state = _restore(spec, start(True), teacher, rng, saved)
   clock = Clock(**progress['clock'])
@@ -141,7 +183,8 @@ def _train(
   }
   finish(saved, state, spec, run.monitor, clock, progress['results'])
   progress['metrics_position'] = run.monitor.position()
-  return state.variables
+  own = state.params[-1], state.objective_state
+  return Trained(state.variables, own if spec.objective.goes_on else None)
 
 
 def _restore(
@@ -187,7 +230,13 @@ def _evaluate(
 ) -> dict[str, Any]:
   """A phase's figures on the test split, and on the validation split."""
   exp = run.experiment
-  logits = _predict(run, spec.student, state.variables)
+  head, width = exp.teacher_network.head, exp.architecture.widths[-1]
+  own = state.params[-1], state.objective_state
+  logits = _predict(
+    run,
+    prediction.network(spec.objective, spec.student, head, width),
+    prediction.variables(spec.objective, state.variables, own, run.teacher),
+  )
   if run.teacher is not None and not run.teacher_logits:
     run.teacher_logits = _predict(run, exp.teacher_network, run.teacher)
   found = {}

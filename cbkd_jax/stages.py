@@ -6,8 +6,8 @@ Method: Lan et al., Scientific Reports 15:11369 (2025), figures 2 and 3.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Optional
 
 from cbkd_jax.errors import UserError, nearest
 
@@ -42,7 +42,8 @@ class Stage:
   """One phase of distillation.
 
   Attributes:
-    name: 'stage_1' ... 'stage_N', 'thaw', or the control's name.
+    name: 'stage_1' ... 'stage_N', 'thaw', or the control's name; of a
+      pre-stage that of its stage and '_pre'.
     student: per block, whether the network has the student's (else the
       teacher's).
     trained: per part (the blocks, then the head), whether it trains. A
@@ -52,6 +53,9 @@ class Stage:
     inherited: how many of the shallowest blocks start as the teacher's.
     training: length and optimiser.
     objective: the expression that is minimised.
+    prepares: of a pre-stage, the stage that it prepares: some methods first
+      train variables of their own, or the block, on another loss.
+    prepared: whether a pre-stage comes before; its network goes on.
   """
 
   name: str
@@ -61,6 +65,8 @@ class Stage:
   inherited: int
   training: Training
   objective: str
+  prepares: Optional['Stage'] = None
+  prepared: bool = False
 
   @property
   def shared(self) -> int:
@@ -69,6 +75,8 @@ class Stage:
     Teacher and hybrid compute the same there, so a step runs them once.
     """
     own = [s or t for s, t in zip((*self.student, True), self.trained)]
+    if self.folded:  # a control's shallow blocks may not be the teacher's
+      own = [o or i >= self.inherited for i, o in enumerate(own)]
     return own.index(True)
 
   @property
@@ -188,3 +196,54 @@ def plan(
       objective='ce' if order == 'scratch' else expression,
     ),
   )
+
+
+def with_pre_stages(
+  stages: Iterable[Stage], pre_stage: Callable[[str], tuple[float, bool]]
+) -> tuple[Stage, ...]:
+  """Puts the objectives' pre-stages before the stages that they prepare.
+
+  A pre-stage takes its steps from its stage's: all methods train equally
+  long. One that trains blocks gives a new block its start; the thaw of the
+  method has none, its blocks have been trained.
+
+  Args:
+    stages: a plan.
+    pre_stage: `expression -> (share of the stage's steps, whether blocks are
+      trained)`, (0, _) where the objective has none.
+
+  Returns:
+    The plan.
+
+  Raises:
+    UserError: a stage of one step can't be shared.
+  """
+  found = []
+  for stage in stages:
+    fraction, blocks = pre_stage(stage.objective)
+    if not fraction or (blocks and stage.name == 'thaw'):
+      found.append(stage)
+      continue
+    total = stage.training.steps
+    if total < 2:
+      raise UserError(
+        f'{stage.name}: {total} step is too few for the pre-stage of '
+        f'{stage.objective!r}; at least 2 are needed'
+      )
+    steps = min(max(1, round(fraction * total)), total - 1)
+    # No later layer than the loss looks at: not the head.
+    trained = (*stage.trained[:-1], False)
+    if not blocks:
+      trained = (False,) * len(stage.trained)
+    found.append(
+      dataclasses.replace(
+        stage,
+        name=f'{stage.name}_pre',
+        trained=trained,
+        training=dataclasses.replace(stage.training, steps=steps),
+        prepares=stage,
+      )
+    )
+    training = dataclasses.replace(stage.training, steps=total - steps)
+    found.append(dataclasses.replace(stage, training=training, prepared=True))
+  return tuple(found)

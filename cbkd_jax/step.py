@@ -16,10 +16,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cbkd_jax import blocks
+from cbkd_jax import blocks, supply
 from cbkd_jax.blocks import Network, Tree, Variables, View
 from cbkd_jax.data.augment import Augmentation, augment, normalise
 from cbkd_jax.objectives import Objective
+from cbkd_jax.objectives.method import published_epoch
 from cbkd_jax.optimizer import make_optimizer
 from cbkd_jax.stages import Training
 
@@ -79,7 +80,8 @@ class StepSpec:
 
   @property
   def tx(self) -> optax.GradientTransformation:
-    return make_optimizer(self.training, (*self.trained, True))
+    rates = self.objective.learning_rates()
+    return make_optimizer(self.training, (*self.trained, True), rates)
 
 
 def views(
@@ -115,6 +117,7 @@ def create_train_state(
   student: Variables,
   teacher: Variables | None,
   rng: jax.Array,
+  previous: tuple[Tree, Tree] | None = None,
 ) -> TrainState:
   """The state before a stage's first step.
 
@@ -125,25 +128,30 @@ def create_train_state(
     teacher: the teacher's variables; None where the objective has no use
       for a teacher.
     rng: the key of the stage's randomness.
+    previous: the objective's (params, state) of the phase before; a method
+      may go on with them.
 
   Returns:
     The state, on the default device.
   """
   student = jax.tree.map(jnp.array, student)
-  return _create(spec, student, teacher, rng)
+  return _create(spec, student, teacher, rng, previous)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _create(spec, student, teacher, rng):
+def _create(spec, student, teacher, rng, previous):
+  batch = spec.objective.local_batch
   student_view, teacher_view, _ = jax.eval_shape(
     lambda s, t, x: views(spec, s, t, x, (False,) * len(spec.trained)),
     student,
     teacher,
-    jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.float32),
+    jax.ShapeDtypeStruct((batch, *spec.image_shape), jnp.float32),
   )
   params, state = spec.objective.init(
     jax.random.fold_in(rng, 1), student_view, teacher_view
   )
+  if previous is not None:
+    params, state = spec.objective.adopt((params, state), previous)
   params = (*student.params, params)
   return TrainState(
     step=jnp.int32(0),
@@ -182,22 +190,47 @@ def train_step(
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   local_batch = indices.shape[0]
   positions = jnp.arange(local_batch) + local_batch * jax.lax.axis_index(AXIS)
-  labels = labels[indices]
+  train_labels, labels = labels, labels[indices]
+  needs = spec.objective.needs
   x = augment(images[indices], rng, positions, spec.augmentation)
-  available = {'labels': labels, 'indices': indices, 'step': state.step}
+  again = None
+  if 'second_view' in needs:
+    again = supply.second_key(rng)
+    again = augment(images[indices], again, positions, spec.augmentation)
+  available = {
+    'labels': labels,
+    'indices': indices,
+    'step': state.step,
+    'train_labels': train_labels,
+  }
+  if 'epoch' in needs:
+    available['epoch'] = published_epoch(spec.objective.setting, state.step)
+  if 'keys' in needs:
+    available['keys'] = supply.example_keys(rng, positions)
+  if teacher is not None:
+    available |= _of_teacher(spec, state.params, teacher)
   trained = (*spec.trained, True)
 
   def loss_fn(trained_params):
     params = merge(trained, trained_params, state.params)
-    student_view, teacher_view, batch_stats = views(
-      spec,
-      Variables(params[:-1], state.batch_stats),
-      teacher,
-      x,
-      spec.trained,
-    )
+
+    def look(x, batch_stats):
+      own = Variables(params[:-1], batch_stats)
+      seen, theirs, stats = views(spec, own, teacher, x, spec.trained)
+      if spec.objective.predictor:
+        logits = spec.objective.predict(
+          params[-1], state.objective_state, seen, available['teacher_head']
+        )
+        seen = seen._replace(logits=logits)
+      return seen, theirs, stats
+
+    student_view, teacher_view, batch_stats = look(x, state.batch_stats)
+    supplied = dict(available)
+    if again is not None:
+      *second, batch_stats = look(again, batch_stats)
+      supplied['second_view'] = tuple(second)
     loss, (terms, objective_state) = spec.objective.loss(
-      params[-1], state.objective_state, student_view, teacher_view, available
+      params[-1], state.objective_state, student_view, teacher_view, supplied
     )
     return loss, (terms, objective_state, batch_stats, student_view.logits)
 
@@ -235,6 +268,22 @@ def train_step(
     rng=state.rng,
   )
   return state, metrics
+
+
+def _of_teacher(
+  spec: StepSpec, params: tuple[Tree, ...], teacher: Variables
+) -> dict[str, Any]:
+  """What objectives may need of the teacher besides its view."""
+  needs, found = spec.objective.needs, {}
+  if 'teacher_head' in needs or spec.objective.predictor:
+    found['teacher_head'] = supply.teacher_head(spec.teacher, teacher)
+  if 'teacher_classifier' in needs:
+    found['teacher_classifier'] = supply.teacher_classifier(teacher)
+  if 'teacher_norms' in needs:
+    # The shared parts may be in the student's tree alone.
+    whole = (*params[: spec.shared], *teacher.params[spec.shared :])
+    found['teacher_norms'] = supply.teacher_norms(spec.teacher, whole)
+  return found
 
 
 def train_steps(

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cbkd_jax import blocks, checkpoints, compression, models, workdir
+from cbkd_jax import (
+  blocks,
+  checkpoints,
+  compression,
+  models,
+  objectives,
+  prediction,
+  workdir,
+)
 from cbkd_jax.blocks import Network, Variables
 from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.errors import UserError
@@ -26,12 +34,13 @@ def save(
   Args:
     directory: `workdir/student`.
     exp: the run.
-    variables: of the folded student.
+    variables: of the folded student, with the head that it predicts with.
     augmentation: its mean and std belong to the student.
   """
   directory.mkdir(exist_ok=True)
   checkpoints.write_variables(directory / 'weights', variables)
   student = exp.student
+  predictor = objectives.parse(exp.stages[-1].objective).predictor
   workdir.write_json(
     directory / 'model.json',
     {
@@ -46,6 +55,8 @@ def save(
       'compute_dtype': exp.config['compute_dtype'],
       'mean': augmentation.mean,
       'std': augmentation.std,
+      # A head that the last stage's objective gave the student.
+      **({'head': str(predictor)} if predictor else {}),
     },
   )
 
@@ -56,13 +67,18 @@ def build(model: Mapping[str, Any]) -> Network:
   architecture = models.build(
     model['family'], model['classes'], tuple(model['input_shape']), dtype
   )
-  return compression.Student(
+  student = compression.Student(
     architecture,
     model['inherit'],
     tuple(model['widths']),
     tuple(model['reduce']),
     tuple(model['units']),
   ).network(dtype, folded=True)
+  if 'head' not in model:
+    return student
+  objective = objectives.parse(model['head'])
+  width = architecture.widths[-1]
+  return prediction.network(objective, student, architecture.head(), width)
 
 
 def read(directory: Path) -> tuple[Network, Variables, Augmentation]:

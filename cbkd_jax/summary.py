@@ -11,7 +11,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from cbkd_jax import counting, experiment, objectives
+from cbkd_jax import counting, experiment
 from cbkd_jax.data import Dataset
 from cbkd_jax.experiment import Experiment
 
@@ -91,7 +91,7 @@ def summarize(
 
 
 def _costs(exp: Experiment) -> tuple[list[dict], list[dict]]:
-  last = exp.network(exp.stages[-1], local=True)
+  last = exp.predicting_network(exp.stages[-1])
   return (
     counting.per_block(exp.local.network(), exp.image_shape),
     counting.per_block(last, exp.image_shape),
@@ -221,7 +221,7 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
   for stage in exp.stages:
     training = stage.training
     console.print(
-      f'{stage.name}: {objectives.parse(stage.objective)}; '
+      f'{stage.name}: {exp.objective(stage)}; '
       f'{training.optimizer}, learning rate {training.learning_rate:g} '
       f'{training.schedule}, clip {training.clip_norm:g}',
       highlight=False,
@@ -279,5 +279,7 @@ def _trains(trained: Sequence[bool]) -> str:
   *blocks, head = trained
   if all(trained):
     return 'everything'
+  if not any(trained):
+    return 'the method alone'
   names = [f'block {i}' for i, t in enumerate(blocks) if t]
   return ' + '.join(names + ['head'] * head)

@@ -25,6 +25,7 @@ from cbkd_jax import (
   data,
   experiment,
   initialization,
+  prediction,
   preemption,
   student,
   summary,
@@ -36,7 +37,7 @@ from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.experiment import Experiment
 from cbkd_jax.fit import Resident
 from cbkd_jax.monitoring import Monitor
-from cbkd_jax.phases import Run, run_phase
+from cbkd_jax.phases import Run, Trained, run_phase
 from cbkd_jax.stages import Stage
 
 
@@ -132,11 +133,13 @@ def _run_phases(
   exp = run.experiment
   run.teacher, teacher_results = _teacher(run, teacher_path)
 
-  variables, results = None, []
+  trained, results = None, []
   for stage in exp.stages:
-    variables, stage_results = _stage(run, stage, variables)
+    trained, stage_results = _stage(run, stage, trained)
     results.append(stage_results)
 
+  objective = exp.objective(exp.stages[-1])
+  variables = prediction.variables(objective, *trained, run.teacher)
   student.save(run.directory / 'student', exp, variables, run.augmentation)
   found = summary.summarize(exp, dataset, teacher_results, results)
   workdir.write_json(run.directory / 'summary.json', found)
@@ -161,7 +164,8 @@ def _teacher(run: Run, path: Path | None) -> tuple[Variables, dict[str, float]]:
       return checkpoints.read_variables(path, shapes)
     return blocks.init(exp.teacher_network, exp.rng('teacher'), exp.image_shape)
 
-  return run_phase(run, 'teacher', spec, start, None)
+  trained, results = run_phase(run, 'teacher', spec, start, None)
+  return trained.variables, results
 
 
 def _assemble(
@@ -181,8 +185,10 @@ def _assemble(
     student's, and new ones in the block that this stage is about.
   """
   exp = run.experiment
+  if stage.prepared:
+    return previous
   shapes = blocks.shapes(exp.network(stage), exp.image_shape)
-  if stage.folded and restored:
+  if stage.folded and restored and all(stage.trained):
     return shapes
   if stage.folded and previous is not None:
     return fold(previous, stage.inherited)
@@ -190,12 +196,12 @@ def _assemble(
   if stage.folded:
     own = [i >= stage.inherited for i in range(last + 2)]
   else:
-    own = [trained for trained in stage.trained]
+    own = [trained for trained in (stage.prepares or stage).trained]
   new = shapes
-  if not restored:
+  if not restored or stage.prepares:
     new = blocks.init(
       exp.network(stage),
-      exp.rng(stage.name),
+      exp.rng((stage.prepares or stage).name),
       exp.image_shape,
       tuple(i for i, is_new in enumerate(own) if is_new),
     )
@@ -215,7 +221,7 @@ def _assemble(
 def _initialize(run: Run, stage: Stage, new: Variables) -> Variables:
   """The stage's new block as `compression.init` wants it."""
   exp = run.experiment
-  (index,) = stage.trained_blocks
+  (index,) = (stage.prepares or stage).trained_blocks
   count = initialization.CALIBRATION_EXAMPLES
   images = jnp.asarray(jax.device_get(run.train.images[:count]))
   return initialization.initialize_block(
@@ -232,9 +238,9 @@ def _initialize(run: Run, stage: Stage, new: Variables) -> Variables:
 
 
 def _stage(
-  run: Run, stage: Stage, previous: Variables | None
-) -> tuple[Variables, dict[str, Any]]:
-  """Trains one stage; returns its network's variables and its figures."""
+  run: Run, stage: Stage, previous: Trained | None
+) -> tuple[Trained, dict[str, Any]]:
+  """Trains one stage; returns what it leaves and its figures."""
   exp = run.experiment
   spec = exp.spec(stage, run.augmentation)
   # The shared parts are in the state; the step needs the teacher's others.
@@ -246,8 +252,9 @@ def _stage(
         for trees in run.teacher
       )
     )
-  start = functools.partial(_assemble, run, stage, previous)
-  variables, results = run_phase(run, stage.name, spec, start, rest)
+  before, learned = previous or (None, None)
+  start = functools.partial(_assemble, run, stage, before)
+  trained, results = run_phase(run, stage.name, spec, start, rest, learned)
   results = {
     'name': stage.name,
     'trained_blocks': list(stage.trained_blocks),
@@ -255,7 +262,7 @@ def _stage(
   }
   if results['warning']:
     run.monitor.console.print(f'[yellow]warning: {results["warning"]}')
-  return variables, results
+  return trained, results
 
 
 def main() -> None:

@@ -141,6 +141,7 @@ def architecture(
     head=lambda: layers.PoolingHead(num_classes),
     width_step=1 if len(kernels) == 2 else 4,
     wiring=wiring,
+    cut_norm=lambda i, units: (i, f'unit_{units - 1}/norm{len(kernels)}'),
   )
 
 

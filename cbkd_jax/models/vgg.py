@@ -96,6 +96,7 @@ def _vgg(
     block=block,
     head=lambda: layers.PoolingHead(num_classes),
     wiring=_wiring,
+    cut_norm=lambda i, units: (i, f'unit_{units - 1}/norm'),
   )
 
 

@@ -141,6 +141,8 @@ def _wrn(
     wiring=functools.partial(
       _wiring, stem_is_projected=widths[0] != _STEM_WIDTH
     ),
+    # The next part's first layer, in front of the activation.
+    cut_norm=lambda i, _: (i + 1, 'norm' if i == 2 else 'unit_0/norm1'),
   )
 
 

@@ -102,6 +102,11 @@ class Method:
     # Mixins and methods check their options here and call super's.
     return
 
+  @property
+  def has_pre_stage(self) -> bool:
+    """Whether a pre-stage comes before the phase."""
+    return self.prepares is not None and self.pre_fraction > 0
+
   @classmethod
   def options(cls) -> dict[str, dataclasses.Field]:
     """The fields that an expression may set, by name, its own ones first."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from cbkd_jax.blocks import View
 from cbkd_jax.objectives.method import BatchWise, Learned, Method, Setting
+from cbkd_jax.objectives.places import Looking
 
 Variables = dict[str, Any]
 
@@ -65,23 +66,42 @@ class Objective:
   @property
   def pre_stage(self) -> tuple[float, bool]:
     """(share of the phase's steps, whether blocks train) of the pre-stage."""
-    found = [t.method for t in self.terms if t.method.prepares]
+    found = [t.method for t in self.terms if t.method.has_pre_stage]
     return (
       max((m.pre_fraction for m in found), default=0.0),
       any(m.prepares == 'blocks' for m in found),
     )
 
   def bind(self, setting: Setting) -> 'Objective':
-    """The objective of a phase; of its pre-stage, the terms that have one."""
-    return Objective(
-      tuple(
-        dataclasses.replace(
-          term, method=dataclasses.replace(term.method, setting=setting)
-        )
-        for term in self.terms
-        if term.method.prepares or not setting.preparing
-      )
-    )
+    """The objective of a phase; of its pre-stage, the terms that have one.
+
+    Raises:
+      UserError: a term looks where this phase's networks have nothing.
+    """
+    terms = []
+    for term in self.terms:
+      if setting.preparing and not term.method.has_pre_stage:
+        continue
+      method = dataclasses.replace(term.method, setting=setting)
+      if isinstance(method, Looking):
+        _ = method.places  # Finding them is the check.
+      terms.append(dataclasses.replace(term, method=method))
+    return Objective(tuple(terms))
+
+  @property
+  def setting(self) -> Setting:
+    """The phase's; the default one before `bind`."""
+    return self.terms[0].method.setting
+
+  @property
+  def local_batch(self) -> int:
+    """Examples per step on one replica."""
+    return self.setting.local_batch
+
+  @property
+  def goes_on(self) -> bool:
+    """Whether the next phase, or the student, may want its variables."""
+    return any(type(t.method).adopt is not Method.adopt for t in self.terms)
 
   def learning_rates(self) -> dict[str, float]:
     """The terms' own learning rates, of those that have one."""
@@ -125,6 +145,19 @@ class Objective:
         params[key] = adopted.get('params', {})
         state[key] = adopted.get('state', {})
     return params, state
+
+  def predict(
+    self,
+    params: Mapping[str, Any],
+    state: Mapping[str, Any],
+    student_view: View,
+    teacher_head: Any,
+  ) -> jax.Array:
+    """The student's logits, of the term that has its prediction."""
+    term = self.predictor
+    variables = {'params': params[term.key], 'state': state[term.key]}
+    view = _at_least_float32(student_view)
+    return term.method.predict(variables, view, teacher_head)
 
   def loss(
     self,

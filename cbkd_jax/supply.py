@@ -1,0 +1,85 @@
+"""What a step supplies to the objective beyond the two views, by name.
+
+The names are those of `objectives.method.AVAILABLE`; a method lists the ones
+it wants in `needs`, and only those are made.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from cbkd_jax.blocks import HeadOutput, Network, Tree, Variables
+from cbkd_jax.errors import UserError
+
+# Purposes of a step's key besides augmentation, which folds in positions.
+_EXAMPLES, _SECOND_VIEW = 2**32 - 1, 2**32 - 2
+
+
+def example_keys(rng: jax.Array, positions: jax.Array) -> jax.Array:
+  """`[batch]` keys, the same however many replicas share the batch."""
+  rng = jax.random.fold_in(rng, _EXAMPLES)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, positions)
+
+
+def second_key(rng: jax.Array) -> jax.Array:
+  """The key of a step's second augmentation."""
+  return jax.random.fold_in(rng, _SECOND_VIEW)
+
+
+def teacher_head(
+  network: Network, variables: Variables
+) -> Callable[[jax.Array], HeadOutput]:
+  """The teacher's head as a function of a map; frozen, in eval mode."""
+  tree = {'params': variables.params[-1]}
+  if variables.batch_stats[-1]:
+    tree['batch_stats'] = variables.batch_stats[-1]
+  tree = jax.lax.stop_gradient(tree)
+  return lambda x: network.head.apply(tree, x, train=False)
+
+
+def teacher_classifier(variables: Variables) -> Callable[..., jax.Array]:
+  """The teacher's last linear layer: pooled `[batch, c]` -> logits."""
+  layer = jax.lax.stop_gradient(variables.params[-1]['classifier'])
+  return lambda pooled: pooled @ layer['kernel'] + layer['bias'][None]
+
+
+def teacher_norms(
+  network: Network, params: tuple[Tree, ...]
+) -> tuple[tuple[jax.Array, jax.Array], ...]:
+  """Per block (scale, bias) of the normalisation behind `Network.norms`.
+
+  Args:
+    network: the teacher's.
+    params: per part, of the teacher.
+  """
+  found = []
+  for part, path in network.norms:
+    layer = params[part]
+    for name in path.split('/'):
+      layer = layer[name]
+    found.append((layer['scale'], layer['bias']))
+  return jax.lax.stop_gradient(tuple(found))
+
+
+def check(needs: Any, teacher: Network, head_params: Tree) -> None:
+  """Refuses needs that a teacher can't meet.
+
+  Args:
+    needs: names of `AVAILABLE`.
+    teacher: the network.
+    head_params: its head's params, or their shapes.
+
+  Raises:
+    UserError: naming what is missing.
+  """
+  if 'teacher_norms' in needs and teacher.norms is None:
+    raise UserError(
+      "the objective needs the teacher's normalisations, and this "
+      'teacher.model gives no cut_norm'
+    )
+  if 'teacher_classifier' in needs and 'classifier' not in head_params:
+    raise UserError(
+      "the objective needs the teacher's linear layer, and the head of this "
+      "teacher.model has none called 'classifier'"
+    )
