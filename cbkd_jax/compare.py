@@ -1,15 +1,17 @@
 """The method beside its controls: `python -m cbkd_jax.compare --config=FILE
---workdir=DIR --seeds=N [--orders=counterclockwise,joint,...]`.
+--workdir=DIR --seeds=N [--orders=counterclockwise,joint,...]
+[--objectives=kd,dkd,'ce + 500*at(power=2)',...]`.
 
-One teacher per seed, the same number of training steps for every order. The
-same command goes on where it was stopped; more seeds or orders add rows.
+One teacher per seed, the same number of training steps for every run. The
+same command goes on where it was stopped; more seeds, orders or objectives
+add rows.
 """
 
-import math
-import statistics
+import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import rich.console
 from absl import flags
@@ -17,15 +19,34 @@ from absl import flags
 from cbkd_jax import (
   checkpoints,
   command,
+  compare_tables,
   config,
   experiment,
   preemption,
-  summary,
   train,
   workdir,
 )
 from cbkd_jax.errors import NonFiniteLossError, UserError, nearest
 from cbkd_jax.stages import ORDERS
+
+# What an objective is tried in where nothing else is asked for.
+OBJECTIVE_ORDERS = ('counterclockwise', 'joint', 'joint_inherited')
+
+
+class RunPlan(NamedTuple):
+  """One run of a comparison.
+
+  Attributes:
+    values: its config.
+    directory: its workdir.
+    seed_directory: that of all runs of its seed, which share a teacher.
+    title: for the terminal.
+  """
+
+  values: Mapping[str, Any]
+  directory: Path
+  seed_directory: Path
+  title: str
 
 
 def compare(
@@ -35,6 +56,7 @@ def compare(
   seeds: int,
   orders: Sequence[str],
   console: rich.console.Console,
+  objectives: Sequence[str] = (),
   interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
   """Runs every order with every seed, and writes the tables.
@@ -42,15 +64,17 @@ def compare(
   Args:
     values: the config, as nested plain values; its `order` is replaced, its
       `seed` is the first one.
-    directory: where the runs go, as `seed_S/ORDER`, and compare.md and
-      compare.json.
+    directory: where the runs go, as `seed_S/ORDER` or
+      `seed_S/OBJECTIVE/ORDER`, and compare.md and compare.json.
     seeds: how many, consecutive.
     orders: which orders; a seed's first run trains its teacher.
     console: where to show how it goes.
+    objectives: expressions that replace the config's, one after the other;
+      none: the config's own.
     interrupted: whether to save and stop.
 
   Returns:
-    What compare.json holds: 'rows', one per order and seed, and 'teachers'.
+    What compare.json holds: 'rows', one per run, and 'teachers'.
 
   Raises:
     UserError: wrong input, found before anything is run.
@@ -66,45 +90,103 @@ def compare(
     raise UserError(f'--orders={",".join(orders)}: must name each order once')
   if seeds < 1:
     raise UserError(f'--seeds={seeds}: must be at least 1')
-  runs = [
-    (
-      {**values, 'order': order, 'seed': seed},
-      directory / f'seed_{seed}' / order,
+  if len(set(objectives)) < len(objectives):
+    raise UserError(f'--objectives={",".join(objectives)}: one is given twice')
+  if objectives and 'scratch' in orders:
+    raise UserError(
+      '--orders: scratch has no objective to compare; leave it out beside '
+      '--objectives'
     )
-    for seed in range(values['seed'], values['seed'] + seeds)
-    for order in orders
-  ]
-  for run_values, run_directory in runs:
-    config.check(run_values)
-    experiment.build(run_values)
-    workdir.check_config(run_directory, run_values, config.defaults())
+  runs = _plan(values, directory, seeds, orders, objectives)
+  for run in runs:
+    config.check(run.values)
+    experiment.build(run.values)
+    workdir.check_config(run.directory, run.values, config.defaults())
   diverged = []
-  for number, (run_values, run_directory) in enumerate(runs, start=1):
-    title = f'{run_values["order"]}, seed {run_values["seed"]}'
-    console.rule(f'{number} of {len(runs)}: {title}')
+  for number, run in enumerate(runs, start=1):
+    console.rule(f'{number} of {len(runs)}: {run.title}')
     try:
-      _run(run_values, run_directory, console, interrupted)
+      _run(run, console, interrupted)
     except NonFiniteLossError as error:
-      diverged.append(f'{title}: {error}')
+      diverged.append(f'{run.title}: {error}')
       console.print(diverged[-1], highlight=False)
     result = _collect(runs)
     if result['rows']:
       workdir.write_json(directory / 'compare.json', result)
-      (directory / 'compare.md').write_text(_markdown(values, runs, result))
+      finished = [r.directory / 'summary.json' for r in runs]
+      found = workdir.read_json(next(f for f in finished if f.exists()))
+      (directory / 'compare.md').write_text(
+        compare_tables.markdown(values, found, result, objectives)
+      )
   if result['rows']:
-    _show(values, result, console)
+    compare_tables.show(values, result, objectives, console)
   if diverged:
     raise NonFiniteLossError('; '.join(diverged))
   return result
 
 
-def _run(
+def _plan(
   values: Mapping[str, Any],
   directory: Path,
+  seeds: int,
+  orders: Sequence[str],
+  objectives: Sequence[str],
+) -> list[RunPlan]:
+  """Every run, seed by seed."""
+  runs = []
+  for seed in range(values['seed'], values['seed'] + seeds):
+    seed_directory = directory / f'seed_{seed}'
+    for objective in objectives or [None]:
+      own = {**values, 'seed': seed}
+      parent, title = seed_directory, ''
+      if objective is not None:
+        own |= _with_objective(values, objective)
+        parent, title = seed_directory / folder(objective), f'{objective}, '
+      for order in orders:
+        run = RunPlan(
+          {**own, 'order': order},
+          parent / order,
+          seed_directory,
+          f'{title}{order}, seed {seed}',
+        )
+        runs.append(run)
+  return runs
+
+
+def _with_objective(
+  values: Mapping[str, Any], objective: str
+) -> dict[str, Any]:
+  """The config's fields with one objective in every phase."""
+  overrides = values['stage_overrides'].items()
+  return {
+    'objective': objective,
+    'thaw': {**values['thaw'], 'objective': None},
+    'stage_overrides': {k: {**v, 'objective': None} for k, v in overrides},
+  }
+
+
+def folder(objective: str) -> str:
+  """A directory's name for an expression: itself where it is a mere name."""
+  if objective.isidentifier():
+    return objective
+  name = re.sub(r'[^A-Za-z0-9.]+', '_', objective).strip('_')[:40]
+  return f'{name}-{zlib.crc32(objective.encode()):08x}'
+
+
+def split(text: str) -> list[str]:
+  """Expressions separated by commas, those in parentheses left alone."""
+  return [
+    part.strip() for part in re.split(r',(?![^()]*\))', text) if part.strip()
+  ]
+
+
+def _run(
+  plan: RunPlan,
   console: rich.console.Console,
   interrupted: Callable[[], bool],
 ) -> None:
   """Runs what is not finished, with a teacher that this seed has already."""
+  values, directory, seed_directory, _ = plan
   if (directory / 'summary.json').exists():
     console.print('already finished')
     return
@@ -115,7 +197,7 @@ def _run(
     source = next(
       (
         other.parent
-        for other in sorted(directory.parent.glob('*/teacher'))
+        for other in _teachers(seed_directory)
         if checkpoints.is_finished(other)
       ),
       None,
@@ -128,10 +210,19 @@ def _run(
   )
 
 
-def _collect(runs: Sequence[tuple[Mapping[str, Any], Path]]) -> dict[str, Any]:
+def _teachers(seed_directory: Path) -> list[Path]:
+  """Where a seed's runs, with objectives or without, keep their teacher."""
+  found = [
+    *seed_directory.glob('*/teacher'),
+    *seed_directory.glob('*/*/teacher'),
+  ]
+  return sorted(found)
+
+
+def _collect(runs: Sequence[RunPlan]) -> dict[str, Any]:
   """The rows of all runs that are finished, and their teachers."""
   rows, teachers = [], {}
-  for values, directory in runs:
+  for values, directory, _, _ in runs:
     path = directory / 'summary.json'
     if not path.exists():
       continue
@@ -149,7 +240,9 @@ def _row(found: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
   stages = found['stages']
   return {
     'order': values['order'],
-    'objective': experiment.build(values).stages[-1].objective,
+    'objective': (
+      'ce' if values['order'] == 'scratch' else _last_objective(values)
+    ),
     'seed': values['seed'],
     'accuracy': found['student']['accuracy'],
     'agreement': found['student']['agreement'],
@@ -159,98 +252,8 @@ def _row(found: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _table(result: Mapping[str, Any]) -> list[list[str]]:
-  """Rows of text: the teacher, then each order's mean ± std over seeds."""
-  lines = []
-  teachers = result['teachers']
-  if teachers:
-    accuracies = [row['accuracy'] for row in teachers]
-    params = f'{teachers[0]["params"]:,}'
-    lines.append(
-      ['teacher', mean_std(accuracies), '', str(len(teachers)), '', '', params]
-    )
-  by_order: dict[str, list[Mapping[str, Any]]] = {}
-  for row in result['rows']:
-    by_order.setdefault(row['order'], []).append(row)
-  for order, rows in by_order.items():
-    lines.append(
-      [
-        order,
-        mean_std([row['accuracy'] for row in rows]),
-        mean_std([row['agreement'] for row in rows]),
-        str(len(rows)),
-        f'{rows[0]["steps"]:,}',
-        f'{statistics.mean(row["seconds"] for row in rows):,.0f}',
-        f'{rows[0]["params"]:,}',
-      ]
-    )
-  return lines
-
-
-_HEADERS = (
-  'order',
-  'accuracy',
-  'agreement',
-  'n',
-  'steps',
-  'seconds',
-  'params',
-)
-
-
-def mean_std(values: Sequence[float]) -> str:
-  """Mean ± sample standard deviation, the latter from two values on."""
-  mean = statistics.mean(values)
-  if len(values) < 2:
-    return f'{mean:.4f}'
-  return f'{mean:.4f} ± {math.sqrt(statistics.variance(values)):.4f}'
-
-
-def _markdown(
-  values: Mapping[str, Any],
-  runs: Sequence[tuple[Mapping[str, Any], Path]],
-  result: Mapping[str, Any],
-) -> str:
-  finished = [d for _, d in runs if (d / 'summary.json').exists()]
-  found = workdir.read_json(finished[0] / 'summary.json')
-  lines = [
-    f'# {values["teacher"]["model"]} on {values["data"]["name"]}, '
-    f'{values["objective"]}',
-    '',
-    f'Accuracy on the test split ({found["dataset"]["test"]:,} examples) after '
-    'the last step, and agreement with the teacher: mean ± sample standard '
-    'deviation over n seeds. Every order takes the same number of training '
-    "steps; `seconds` is the student's training, compilation included.",
-    '',
-    '| ' + ' | '.join(_HEADERS) + ' |',
-    '|---' * len(_HEADERS) + '|',
-  ]
-  lines += ['| ' + ' | '.join(row) + ' |' for row in _table(result)]
-  device, versions = found['device'], found['versions']
-  lines += [
-    '',
-    f'{device["count"]} x {device["kind"]}; '
-    + ', '.join(f'{name} {version}' for name, version in versions.items()),
-    '',
-  ]
-  return '\n'.join(lines)
-
-
-def _show(
-  values: Mapping[str, Any],
-  result: Mapping[str, Any],
-  console: rich.console.Console,
-) -> None:
-  table = summary.new_table(
-    f'{values["teacher"]["model"]} on {values["data"]["name"]}'
-  )
-  for header in _HEADERS:
-    table.add_column(
-      header, justify='left' if header == 'order' else 'right', no_wrap=True
-    )
-  for row in _table(result):
-    table.add_row(*row)
-  console.print(table)
+def _last_objective(values: Mapping[str, Any]) -> str:
+  return values['thaw']['objective'] or values['objective']
 
 
 def main() -> None:
@@ -259,11 +262,18 @@ def main() -> None:
   command.require(config=values.config, workdir=values.workdir)
   plain = config.plain(values.config)
   command.set_up_devices(plain)
+  objectives = split(values.objectives or '')
+  if values.objectives is not None and not objectives:
+    raise UserError('--objectives: must name at least one')
+  orders = values.orders
+  if orders is None:
+    orders = list(OBJECTIVE_ORDERS if objectives else ORDERS)
   compare(
     plain,
     Path(values.workdir),
     seeds=values.seeds,
-    orders=values.orders,
+    orders=orders,
+    objectives=objectives,
     console=rich.console.Console(),
     interrupted=preemption.listen(),
   )
@@ -273,5 +283,13 @@ if __name__ == '__main__':
   command.define_config()
   flags.DEFINE_string('workdir', None, 'Where the runs and tables go.')
   flags.DEFINE_integer('seeds', 3, 'How many seeds.')
-  flags.DEFINE_list('orders', list(ORDERS), 'Which orders.')
+  flags.DEFINE_list(
+    'orders',
+    None,
+    'Which orders; default all, with --objectives those with blocks from the '
+    f'teacher and joint: {",".join(OBJECTIVE_ORDERS)}.',
+  )
+  flags.DEFINE_string(
+    'objectives', None, "Objectives in place of the config's: kd,dkd,at."
+  )
   command.run(main)

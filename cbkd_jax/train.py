@@ -25,6 +25,7 @@ from cbkd_jax import (
   data,
   experiment,
   initialization,
+  listing,
   prediction,
   preemption,
   student,
@@ -268,10 +269,13 @@ def _stage(
 def main() -> None:
   """Reads the flags and does what they say."""
   flags_ = flags.FLAGS
+  console = rich.console.Console()
+  if flags_.list:
+    listing.show(console)
+    return
   command.require(config=flags_.config)
   values = config.plain(flags_.config)
   command.set_up_devices(values)
-  console = rich.console.Console()
   if flags_.dry_run:
     config.check(values)
     data.check_name(values['data']['name'], values['data']['dir'])
@@ -292,6 +296,7 @@ def main() -> None:
 if __name__ == '__main__':
   command.define_config()
   flags.DEFINE_string('workdir', None, 'Where the run is kept.')
+  flags.DEFINE_bool('list', False, 'Print everything that has a name.')
   flags.DEFINE_bool('dry_run', False, 'Print the plan; needs no data.')
   flags.DEFINE_string(
     'from_workdir', None, 'Take finished stages from this run.'

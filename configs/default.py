@@ -11,10 +11,11 @@ from ml_collections.config_dict import placeholder
 MAX_STAGES = 8  # stages that `stage_overrides` can name
 
 
-def phase(epochs: float) -> ConfigDict:
+def phase(epochs: float, **more) -> ConfigDict:
   """How one phase (the teacher, a stage, the thaw) is trained."""
   return ConfigDict(
     {
+      **more,
       # Passes over the training examples; fractions are allowed.
       'epochs': float(epochs),
       # Optimiser steps; None: as many as `epochs` need.
@@ -115,14 +116,14 @@ def get_config() -> ConfigDict:
         'mean': (),
         'std': (),
       },
-      'teacher': {
+      'teacher': phase(
+        epochs=200,
         # A model's name, or 'my_package.my_module:function'.
-        'model': 'resnet56',
+        model='resnet56',
         # '': train it in this run. Else another run's workdir, or an
         # orbax checkpoint of a teacher.
-        'checkpoint': '',
-        **phase(epochs=200),
-      },
+        checkpoint='',
+      ),
       'compression': {
         # Student channels / teacher channels, per block; 1 for the
         # inherited ones, never growing with depth.
@@ -144,10 +145,10 @@ def get_config() -> ConfigDict:
       },
       # The last phase, which trains everything; the controls 'joint',
       # 'joint_inherited' and 'scratch' use these settings for all steps.
-      'thaw': {
-        **phase(epochs=100),
+      'thaw': phase(
+        epochs=100,
         # An objective of the thaw's own; None: `objective`.
-        'objective': placeholder(str),
-      },
+        objective=placeholder(str),
+      ),
     }
   )

@@ -8,7 +8,7 @@ import cli
 import pytest
 import tiny_run
 
-from cbkd_jax import compare, train
+from cbkd_jax import compare, compare_tables, train
 from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 
 CHANGES = {'teacher__steps': 8, 'stage__steps': 2, 'thaw__steps': 3}
@@ -118,8 +118,8 @@ def test_one_diverging_run_does_not_stop_the_others(
 
 
 def test_mean_std():
-  assert compare.mean_std([0.5]) == '0.5000'
-  assert compare.mean_std([0.1, 0.2, 0.3]) == '0.2000 ± 0.1000'
+  assert compare_tables.mean_std([0.5]) == '0.5000'
+  assert compare_tables.mean_std([0.1, 0.2, 0.3]) == '0.2000 ± 0.1000'
 
 
 def test_an_unknown_order_is_found_before_anything_runs(tmp_path):
