@@ -140,7 +140,7 @@ def _plan(
       own = {**values, 'seed': seed}
       parent, title = seed_directory, ''
       if objective is not None:
-        own |= _with_objective(values, objective)
+        own = with_objective(own, objective)
         parent, title = seed_directory / folder(objective), f'{objective}, '
       for order in orders:
         run = RunPlan(
@@ -153,12 +153,11 @@ def _plan(
   return runs
 
 
-def _with_objective(
-  values: Mapping[str, Any], objective: str
-) -> dict[str, Any]:
-  """The config's fields with one objective in every phase."""
+def with_objective(values: Mapping[str, Any], objective: str) -> dict[str, Any]:
+  """The config with one objective in every phase."""
   overrides = values['stage_overrides'].items()
   return {
+    **values,
     'objective': objective,
     'thaw': {**values['thaw'], 'objective': None},
     'stage_overrides': {k: {**v, 'objective': None} for k, v in overrides},

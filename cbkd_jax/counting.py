@@ -106,6 +106,41 @@ def stage_memory(spec: step.StepSpec, local_batch: int) -> int:
   return sum(tree_bytes(tree) for tree in counted)
 
 
+def step_flops(
+  spec: step.StepSpec, replicas: step.Replicas, batch: int, train_size: int
+) -> float:
+  """XLA's count of a training step, per example, 2 per multiply-add.
+
+  Of the optimised program: what is dead or done twice is gone. The program is
+  compiled, but its machine code is not optimised, which takes most of the
+  time.
+
+  Args:
+    spec: the phase.
+    replicas: one device.
+    batch: examples in the step.
+    train_size: examples in the train split.
+  """
+  student = blocks.shapes(spec.student, spec.image_shape)
+  teacher = None
+  if spec.teacher is not None:
+    teacher = blocks.shapes(spec.teacher, spec.image_shape)
+  state = jax.eval_shape(
+    lambda s, t: step.create_train_state(spec, s, t, jax.random.key(0)),
+    student,
+    teacher,
+  )
+  lowered = step.compiled_train(spec, replicas).lower(
+    state,
+    teacher,
+    jax.ShapeDtypeStruct((train_size, *spec.image_shape), jnp.uint8),
+    jax.ShapeDtypeStruct((train_size,), jnp.int32),
+    jax.ShapeDtypeStruct((1, 1, batch), jnp.int32),
+  )
+  compiled = lowered.compile({'xla_backend_optimization_level': 0})
+  return float(compiled.cost_analysis()['flops']) / batch
+
+
 def tree_bytes(tree: Tree) -> int:
   """Bytes of all arrays in `tree`."""
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

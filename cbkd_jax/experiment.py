@@ -162,11 +162,14 @@ def _hash(phase: str) -> int:
   return zlib.crc32(phase.encode())
 
 
-def build(config: Mapping[str, Any]) -> Experiment:
+def build(
+  config: Mapping[str, Any], devices: tuple[Any, ...] | None = None
+) -> Experiment:
   """Checks a config as a whole and makes the run's objects.
 
   Args:
     config: every field, as nested plain values, each checked by itself.
+    devices: default all local ones.
 
   Returns:
     The experiment.
@@ -222,7 +225,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
       "compression.init = 'slice': this teacher.model gives no wiring; "
       f'allowed: {", ".join(i for i in initialization.INITS if i != "slice")}'
     )
-  devices = tuple(jax.local_devices())
+  devices = devices or tuple(jax.local_devices())
   if config['batch_size'] % len(devices):
     raise UserError(
       f'batch_size = {config["batch_size"]}: must be a multiple of the '

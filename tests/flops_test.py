@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from cbkd_jax import blocks, compression, models, objectives, step
+from cbkd_jax import blocks, compression, counting, models, objectives, step
 from cbkd_jax.blocks import Network, Variables
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.stages import Training
@@ -40,21 +40,8 @@ def test_stage_1_of_resnet56():
   )
   teacher_shapes = blocks.shapes(teacher, IMAGE_SHAPE)
   hybrid_shapes = blocks.shapes(hybrid, IMAGE_SHAPE)
-  state = jax.eval_shape(
-    lambda s, t: step.create_train_state(spec, s, t, jax.random.key(0)),
-    hybrid_shapes,
-    teacher_shapes,
-  )
   replicas = step.Replicas('shard_map', (jax.devices()[0],))
-  ours = flops(
-    step.compiled_train(spec, replicas).lower(
-      state,
-      teacher_shapes,
-      jax.ShapeDtypeStruct((64, *IMAGE_SHAPE), jnp.uint8),
-      jax.ShapeDtypeStruct((64,), jnp.int32),
-      jax.ShapeDtypeStruct((1, 1, BATCH), jnp.int32),
-    )
-  )
+  ours = counting.step_flops(spec, replicas, BATCH, train_size=64)
 
   # The frozen prefix comes twice, as two networks have it: of the same arrays
   # XLA would merge the two runs by itself.

@@ -23,7 +23,10 @@ def adaptive_average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
   rows, columns = (
     jnp.asarray(_bins(n, m), x.dtype) for n, m in zip(x.shape[1:3], size)
   )
-  return jnp.einsum('bhwc,ih,jw->bijc', x, rows, columns)
+  # A mean is not to be rounded like a matrix unit's products.
+  return jnp.einsum(
+    'bhwc,ih,jw->bijc', x, rows, columns, precision=jax.lax.Precision.HIGHEST
+  )
 
 
 def _bins(n: int, m: int) -> np.ndarray:

@@ -34,7 +34,7 @@ def test_the_cross_entropy_form():
   def loss(s, case):
     t = float(case['hp_temperature'])
     q = jax.nn.softmax(case['teacher_logits'] / t)
-    entropy = -t**2 * jnp.mean(jnp.sum(q * jnp.log(q), -1))
+    entropy = -(t**2) * jnp.mean(jnp.sum(q * jnp.log(q), -1))
     value = kd.kd_loss(s, case['teacher_logits'], t) + entropy
     return float(case['hp_alpha']) * value
 
