@@ -104,8 +104,13 @@ _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 def snapshot(state: TrainState, trained: Sequence[bool]) -> Tree:
-  """A copy of what a stage changes; the next step may take the state over."""
-  return _copy(_without_empty(state_to_tree(state, trained)))
+  """A copy of what a stage changes; the next step may take the state over.
+
+  Of one device: all hold the same, and of an array on several orbax would
+  write a slice from each, every slice a program of its own.
+  """
+  tree = _without_empty(state_to_tree(state, trained))
+  return _copy(jax.tree.map(lambda x: x.addressable_data(0), tree))
 
 
 def restore_tree(directory: Path, template: Tree) -> Tree:

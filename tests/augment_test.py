@@ -9,6 +9,8 @@ from cbkd_jax.data import augment
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 MEAN, STD = (0.5, 0.25, 0.75), (0.25, 0.5, 0.125)
 run = jax.jit(augment.augment, static_argnums=3)
 

@@ -10,6 +10,8 @@ import tiny
 from cbkd_jax import blocks, compression, counting, models, objectives, step
 from cbkd_jax.stages import Training
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 def conv(k, a, b, side):
   """2 per multiply-add; the border's zeros count in no honest count."""

@@ -10,6 +10,8 @@ import pytest
 
 from cbkd_jax import blocks, models
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 IMAGE_SHAPE = (32, 32, 3)
 TOLERANCE = 1e-5  # of an array's largest entry
 

@@ -9,6 +9,8 @@ from cbkd_jax import blocks, models
 from cbkd_jax.errors import UserError
 from cbkd_jax.models import layers, resnet
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 # Trainable parameters for 32x32x3 images and 100 classes.
 PARAMS = {
   'resnet8': 83_892,

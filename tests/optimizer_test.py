@@ -9,6 +9,8 @@ import pytest
 from cbkd_jax.optimizer import learning_rate_fn, make_optimizer
 from cbkd_jax.stages import Training
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 RATE = 0.1
 
 

@@ -381,20 +381,21 @@ _SLOW = """
 import runpy, sys, time
 from cbkd_jax.data import sampler
 indices = sampler.indices
-def slow(*args):
-  time.sleep(0.1)
-  return indices(*args)
+def slow(seed, examples, batch, step, count):
+  if step < {steps}:
+    time.sleep(0.1)
+  return indices(seed, examples, batch, step, count)
 sampler.indices = slow
 sys.argv[0] = 'train'
 runpy.run_module('cbkd_jax.train', run_name='__main__')
 """
 
 
-def _start(directory, environment):
-  """A run in a process of its own, its steps slow enough to be hit."""
+def _start(directory, environment, steps):
+  """A run in a process of its own, its first steps slow enough to be hit."""
   return subprocess.Popen(
     [
-      *(sys.executable, '-c', _SLOW),
+      *(sys.executable, '-c', _SLOW.format(steps=steps)),
       *(f'--config={HERE}/tiny_run.py', f'--workdir={directory}'),
     ],
     stdout=subprocess.DEVNULL,
@@ -420,7 +421,7 @@ def test_sigterm_and_sigkill_and_on_is_the_same_run(
   whole, compilation, tmp_path
 ):
   directory = tmp_path / 'run'
-  with _start(directory, compilation) as process:
+  with _start(directory, compilation, STEPS['teacher']) as process:
     _wait_for(directory / 'teacher' / '8', process)
     process.send_signal(signal.SIGTERM)
     err = process.stderr.read()
@@ -430,7 +431,8 @@ def test_sigterm_and_sigkill_and_on_is_the_same_run(
     f'error: teacher: stopped at step {step} of 40, saved; the same command '
     'goes on\n'
   )
-  with _start(directory, compilation) as process:
+  # The teacher goes on after step 8; what is to be hit is stage 1.
+  with _start(directory, compilation, STEPS['stage_1']) as process:
     _wait_for(directory / 'stage_1' / '4', process)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -462,6 +464,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path):
     'cbkd_jax.train',
     f'--config={HERE}/tiny_run.py',
     f'--workdir={failed}',
+    f'--from_workdir={whole}',
+    '--from_stage=stage_1',
     '--config.checkpoint_every_steps=1',
     '--config.stage_overrides.stage_1.learning_rate=1e30',
     '--config.stage_overrides.stage_1.clip_norm=0.',
