@@ -7,7 +7,8 @@ for an absent file is skipped. Arrays are in torch's layout, [N, C, H, W].
 `tests/golden/resnet8__train_step.npz` is one training step of RepDistiller's
 resnet8 (github.com/HobbitLong/RepDistiller at b84f547, torch 2.13 on a CPU):
 the full set's file less its feature maps and BatchNorm's step counters.
-`tests/golden/losses/` holds whole files of RepDistiller's losses.
+`tests/golden/losses/` holds whole files, one or two of almost every method's
+(`meta_source` in each says which repository and which class).
 """
 
 import pathlib

@@ -35,6 +35,7 @@ def architecture(
     block=block,
     head=lambda: layers.PoolingHead(CLASSES),
     wiring=wiring,
+    cut_norm=lambda i, units: (i, f'unit_{units - 1}/norm'),
   )
 
 

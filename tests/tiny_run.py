@@ -39,6 +39,7 @@ def model(
     block=block,
     head=lambda: layers.PoolingHead(num_classes),
     wiring=wiring,
+    cut_norm=lambda i, units: (i, f'unit_{units - 1}/norm'),
   )
 
 

@@ -75,6 +75,8 @@ class Objective:
   def bind(self, setting: Setting) -> 'Objective':
     """The objective of a phase; of its pre-stage, the terms that have one.
 
+    A pre-stage's losses are not the weighted ones: they count once each.
+
     Raises:
       UserError: a term looks where this phase's networks have nothing.
     """
@@ -85,7 +87,8 @@ class Objective:
       method = dataclasses.replace(term.method, setting=setting)
       if isinstance(method, Looking):
         _ = method.places  # Finding them is the check.
-      terms.append(dataclasses.replace(term, method=method))
+      weight = 1.0 if setting.preparing else term.weight
+      terms.append(dataclasses.replace(term, weight=weight, method=method))
     return Objective(tuple(terms))
 
   @property
