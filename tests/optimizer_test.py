@@ -214,3 +214,23 @@ def test_a_mask_of_another_length_raises():
   params = on_device(parts())
   with pytest.raises(ValueError, match='different lengths'):
     make_optimizer(Training(steps=1), (True, False)).init(params)
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adamw'])
+def test_an_entry_at_a_learning_rate_of_its_own(name):
+  """Its updates are a third, decay and momentum included."""
+  training = Training(
+    steps=4, optimizer=name, learning_rate=0.3, weight_decay=0.1
+  )
+  w = jnp.asarray([1.0, -2.0])
+  params = ({'w': w}, {'slow': {'w': w}, 'same': {'w': w}})
+  tx = make_optimizer(training, (True, True), {'slow': 0.1})
+  state = tx.init(params)
+  for _ in range(3):
+    grads = jax.tree.map(lambda p: 0.5 * p + 1, ({'w': w}, params[1]))
+    grads[1]['slow'] = grads[1]['same'] = grads[0]
+    updates, state = tx.update(grads, state, params)
+    one = updates[1]['same']['w']
+    np.testing.assert_array_equal(one, updates[0]['w'])
+    np.testing.assert_allclose(updates[1]['slow']['w'], one / 3, rtol=1e-6)
+    assert np.abs(one).min() > 0

@@ -221,3 +221,56 @@ def test_errors(changed, message):
   with pytest.raises(UserError, match=message) as caught:
     make(**changed)
   assert '\n' not in str(caught.value)
+
+
+def pre_stages(share, blocks, **arguments):
+  return stages.with_pre_stages(
+    make(**arguments), lambda objective: (share, blocks)
+  )
+
+
+def steps(plan):
+  return [(s.name, s.training.steps) for s in plan]
+
+
+def test_a_pre_stage_of_blocks_takes_its_steps_from_the_stage():
+  plan = pre_stages(0.25, True)
+  assert steps(plan) == [
+    *(('stage_1_pre', 5), ('stage_1', 15)),
+    *(('stage_2_pre', 5), ('stage_2', 15)),
+    ('thaw', 50),
+  ]
+  # The head does not train before its block.
+  assert outline(plan)[0] == ('stage_1_pre', '001', '0010', 2, 1, False)
+  assert outline(plan)[1][1:] == outline(make())[0][1:]
+  assert [s.prepared for s in plan] == [False, True, False, True, False]
+  assert plan[0].prepares == make()[0]
+
+
+def test_a_pre_stage_of_variables_trains_nothing_else():
+  plan = pre_stages(0.125, False)
+  assert steps(plan)[-2:] == [('thaw_pre', 6), ('thaw', 44)]
+  assert outline(plan)[0] == ('stage_1_pre', '001', '0000', 2, 1, False)
+  assert outline(plan)[-2] == ('thaw_pre', '011', '0000', 1, 1, True)
+  # Of the plain control, nothing is the teacher's.
+  (pre, _) = pre_stages(0.5, False, order='joint')
+  assert (pre.name, pre.shared) == ('joint_pre', 0)
+
+
+def test_controls_have_pre_stages_of_blocks_too():
+  plan = pre_stages(0.5, True, order='joint_inherited')
+  assert [s.name for s in plan] == ['joint_inherited_pre', 'joint_inherited']
+
+
+def test_a_pre_stage_has_a_step_and_leaves_one():
+  stage = PHASE | {'steps': 2}
+  assert steps(pre_stages(0.01, True, stage=stage))[:2] == [
+    ('stage_1_pre', 1),
+    ('stage_1', 1),
+  ]
+  assert steps(pre_stages(0.99, True, stage=stage))[:2] == [
+    ('stage_1_pre', 1),
+    ('stage_1', 1),
+  ]
+  with pytest.raises(UserError, match='stage_1: 1 step is too few'):
+    pre_stages(0.5, True, stage=PHASE | {'steps': 1})

@@ -10,9 +10,19 @@ import pytest
 import tiny
 import tiny_run
 
-from cbkd_jax import objectives, phases, student
+import cbkd_jax
+from cbkd_jax import (
+  blocks,
+  checkpoints,
+  evaluate,
+  objectives,
+  phases,
+  student,
+)
 from cbkd_jax.blocks import HeadOutput, View
+from cbkd_jax.data.augment import normalise
 from cbkd_jax.errors import Preempted
+from cbkd_jax.objectives import simkd
 from cbkd_jax.objectives.method import AVAILABLE
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -105,6 +115,9 @@ def test_in_two_stages_and_a_thaw(group, teacher, tmp_path, monkeypatch):
   assert len(steps) == 9
   assert all(name in row for row in steps for name in names)
 
+  if group == 'simkd':
+    _check_student_with_a_head(whole, summary)
+
   # Interrupted once in the middle of a phase, at a step without a checkpoint.
   ends, log = dict(_ends(seen)), (whole / 'metrics.jsonl').read_bytes()
   seen.clear()
@@ -118,6 +131,48 @@ def test_in_two_stages_and_a_thaw(group, teacher, tmp_path, monkeypatch):
   assert len(seen) >= 2
   assert (parts / 'metrics.jsonl').read_bytes() == log
   assert tiny.same(*(student.read(d / 'student')[1] for d in (whole, parts)))
+
+
+def _check_student_with_a_head(directory, summary):
+  """The saved student predicts with SimKD's projector and teacher's head."""
+  network, variables, _ = student.read(directory / 'student')
+  assert set(variables.params[-1]) == {'projector', 'head'}
+  projector = blocks.count_params(variables.params[-1]['projector'])
+  # The deepest map has 4 channels, the teacher's 8, half of them inside;
+  # scales and biases of three normalisations.
+  assert projector == 4 * 4 + 9 * 4 * 4 + 4 * 8 + 2 * (4 + 4 + 8)
+  teacher = checkpoints.read_variables(
+    checkpoints.teacher_checkpoint(str(directory)),
+    blocks.shapes(
+      tiny_run.model(10, (8, 8, 1), np.float32, None).network(), (8, 8, 1)
+    ),
+  )
+  assert tiny.same(variables.params[-1]['head'], teacher.params[-1])
+  count = blocks.count_params(variables.params)
+  assert summary['student']['params'] == count
+  # Its own head, which the objective made useless, is gone.
+  assert blocks.count_params(variables.params[:-1]) + projector + 90 == count
+  found = evaluate.evaluate(directory, batch_size=16)
+  for name in 'accuracy', 'cross_entropy', 'agreement', 'kl_to_teacher':
+    assert found['student'][name] == pytest.approx(
+      summary['student'][name], rel=1e-4, abs=1e-6
+    )
+  images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+  logits = cbkd_jax.load_student(directory)(images)
+  x = normalise(images, student.read(directory / 'student')[2])
+  outputs, _ = blocks.run(network, variables, x, stop=3)
+  own = variables.params[-1], variables.batch_stats[-1]
+  projected = simkd.Projector(8, 2).apply(
+    {
+      'params': own[0]['projector'],
+      'batch_stats': own[1]['projector'],
+    },
+    outputs[-1].output,
+    train=False,
+  )
+  layer = own[0]['head']['classifier']
+  expected = projected.mean((1, 2)) @ layer['kernel'] + layer['bias'][None]
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 # The call of `interrupted` that is answered with yes: in stage_2 or, with a
