@@ -1,7 +1,6 @@
-"""The train step of every stage, the forward pass, and how both become SPMD.
+"""The train step of every stage and the forward pass, on every replica.
 
 `train_step` is one replica's step, pure, its cross-replica sums in sight.
-`spmd` at the end is the only place that knows pmap and shard_map.
 """
 
 import dataclasses
@@ -11,10 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from cbkd_jax import blocks, supply
 from cbkd_jax.blocks import Network, Tree, Variables, View
@@ -22,9 +18,8 @@ from cbkd_jax.data.augment import Augmentation, augment, normalise
 from cbkd_jax.objectives import Objective
 from cbkd_jax.objectives.method import published_epoch
 from cbkd_jax.optimizer import make_optimizer
+from cbkd_jax.replicas import AXIS, Replicas, spmd
 from cbkd_jax.stages import Training
-
-AXIS = 'batch'  # the replicas' axis: gradients, metrics, batch statistics
 
 
 class TrainState(NamedTuple):
@@ -191,39 +186,25 @@ def train_step(
   local_batch = indices.shape[0]
   positions = jnp.arange(local_batch) + local_batch * jax.lax.axis_index(AXIS)
   train_labels, labels = labels, labels[indices]
-  needs = spec.objective.needs
   x = augment(images[indices], rng, positions, spec.augmentation)
-  again = None
-  if 'second_view' in needs:
-    again = supply.second_key(rng)
-    again = augment(images[indices], again, positions, spec.augmentation)
   available = {
     'labels': labels,
     'indices': indices,
     'step': state.step,
     'train_labels': train_labels,
   }
-  if 'epoch' in needs:
-    available['epoch'] = published_epoch(spec.objective.setting, state.step)
-  if 'keys' in needs:
-    available['keys'] = supply.example_keys(rng, positions)
-  if teacher is not None:
-    available |= _of_teacher(spec, state.params, teacher)
+  available |= _supplies(spec, state, teacher, rng, positions)
+  again = None
+  if 'second_view' in spec.objective.needs:
+    again = supply.second_key(rng)
+    again = augment(images[indices], again, positions, spec.augmentation)
   trained = (*spec.trained, True)
 
   def loss_fn(trained_params):
     params = merge(trained, trained_params, state.params)
-
-    def look(x, batch_stats):
-      own = Variables(params[:-1], batch_stats)
-      seen, theirs, stats = views(spec, own, teacher, x, spec.trained)
-      if spec.objective.predictor:
-        logits = spec.objective.predict(
-          params[-1], state.objective_state, seen, available['teacher_head']
-        )
-        seen = seen._replace(logits=logits)
-      return seen, theirs, stats
-
+    look = functools.partial(
+      _look, spec, params, state.objective_state, teacher, available
+    )
     student_view, teacher_view, batch_stats = look(x, state.batch_stats)
     supplied = dict(available)
     if again is not None:
@@ -270,19 +251,49 @@ def train_step(
   return state, metrics
 
 
-def _of_teacher(
-  spec: StepSpec, params: tuple[Tree, ...], teacher: Variables
+def _look(
+  spec: StepSpec,
+  params: tuple[Tree, ...],
+  objective_state: Tree,
+  teacher: Variables | None,
+  available: dict[str, Any],
+  x: jax.Array,
+  batch_stats: tuple[Tree, ...],
+) -> tuple[View, View | None, tuple[Tree, ...]]:
+  """`views` in training, with the logits that the student predicts by."""
+  own = Variables(params[:-1], batch_stats)
+  student_view, teacher_view, batch_stats = views(
+    spec, own, teacher, x, spec.trained
+  )
+  if spec.objective.predictor:
+    logits = spec.objective.predict(
+      params[-1], objective_state, student_view, available['teacher_head']
+    )
+    student_view = student_view._replace(logits=logits)
+  return student_view, teacher_view, batch_stats
+
+
+def _supplies(
+  spec: StepSpec,
+  state: TrainState,
+  teacher: Variables | None,
+  rng: jax.Array,
+  positions: jax.Array,
 ) -> dict[str, Any]:
-  """What objectives may need of the teacher besides its view."""
-  needs, found = spec.objective.needs, {}
-  if 'teacher_head' in needs or spec.objective.predictor:
+  """What the objective needs beyond views and batch, see `supply`."""
+  objective, found = spec.objective, {}
+  if 'epoch' in objective.needs:
+    found['epoch'] = published_epoch(objective.setting, state.step)
+  if 'keys' in objective.needs:
+    found['keys'] = supply.example_keys(rng, positions)
+  if 'teacher_head' in objective.needs or objective.predictor:
     found['teacher_head'] = supply.teacher_head(spec.teacher, teacher)
-  if 'teacher_classifier' in needs:
+  if 'teacher_classifier' in objective.needs:
     found['teacher_classifier'] = supply.teacher_classifier(teacher)
-  if 'teacher_norms' in needs:
+  if 'teacher_norms' in objective.needs:
     # The shared parts may be in the student's tree alone.
-    whole = (*params[: spec.shared], *teacher.params[spec.shared :])
-    found['teacher_norms'] = supply.teacher_norms(spec.teacher, whole)
+    own, rest = state.params[: spec.shared], teacher.params[spec.shared :]
+    found['teacher_norms'] = supply.teacher_norms(spec.teacher, (*own, *rest))
   return found
 
 
@@ -323,18 +334,6 @@ def forward(
   return blocks.logits(network, variables, x)
 
 
-class Replicas(NamedTuple):
-  """The devices that share a batch, and how: 'pmap' or 'shard_map'."""
-
-  spmd: str
-  devices: tuple[Any, ...]
-
-  def put(self, tree: Tree) -> Tree:
-    """A copy of `tree` on every device."""
-    mesh = Mesh(np.array(self.devices), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, P()))
-
-
 @functools.cache
 def compiled_train(
   spec: StepSpec, replicas: Replicas
@@ -358,52 +357,6 @@ def compiled_forward(
   """
   fn = functools.partial(forward, network, augmentation)
   return spmd(fn, replicas, replicated=2, summed=False)
-
-
-def spmd(
-  fn: Callable,
-  replicas: Replicas,
-  *,
-  replicated: int,
-  summed: bool,
-  donate: tuple[int, ...] = (),
-) -> Callable:
-  """Runs `fn` on every replica over the axis `AXIS`.
-
-  Args:
-    fn: one replica's function; its last argument is its own.
-    replicas: devices, and the wrapper to use.
-    replicated: how many leading arguments are the same on all devices.
-    summed: whether the results are the same on all devices, or one each
-      (stacked along a leading axis).
-    donate: arguments whose memory the results may take.
-
-  Returns:
-    The function of the global arguments; the last has a leading device axis.
-  """
-  if replicas.spmd == 'pmap':
-    return jax.pmap(
-      fn,
-      axis_name=AXIS,
-      in_axes=(*(None,) * replicated, 0),
-      out_axes=None if summed else 0,
-      devices=replicas.devices,
-      donate_argnums=donate,
-    )
-
-  def one(*args):
-    *same, own = args
-    out = fn(*same, own[0])
-    return out if summed else jax.tree.map(lambda x: x[None], out)
-
-  mapped = jax.shard_map(
-    one,
-    mesh=Mesh(np.array(replicas.devices), (AXIS,)),
-    in_specs=(*(P(),) * replicated, P(AXIS)),
-    out_specs=P() if summed else P(AXIS),
-    check_vma=False,  # as in pmap: the code above places its own pmeans
-  )
-  return jax.jit(mapped, donate_argnums=donate)
 
 
 def merge(
