@@ -75,6 +75,7 @@ class ActivationBoundaries(Looking, Learned):
   )
   recipe: ClassVar[str] = 'ce + 1*ab(margin=1.0, pre_fraction=0.125)'
   knowledge: ClassVar[str] = 'feature'
+  pre_activations: ClassVar[bool] = True
   prepares: ClassVar[str | None] = 'blocks'
 
   def __post_init__(self):
@@ -86,7 +87,7 @@ class ActivationBoundaries(Looking, Learned):
     self, rng: jax.Array, student_view: View, teacher_view: View
   ) -> dict[str, Any]:
     params, state = {}, {}
-    for cut, ours, theirs in self._pairs(student_view, teacher_view):
+    for cut, ours, theirs in self.pairs(student_view, teacher_view):
       if ours.shape[1:] == theirs.shape[1:]:
         continue
       check_conv_regressor(self.name, cut, ours, theirs)
@@ -105,7 +106,7 @@ class ActivationBoundaries(Looking, Learned):
     teacher_view: View,
   ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
     student, teacher, state = [], [], {}
-    for cut, ours, theirs in self._pairs(student_view, teacher_view):
+    for cut, ours, theirs in self.pairs(student_view, teacher_view):
       key = f'cut_{cut}'
       if key in variables['params']:
         ours, state[key] = apply_module(
@@ -119,16 +120,13 @@ class ActivationBoundaries(Looking, Learned):
       teacher.append(theirs)
     return ab_loss(student, teacher, self.margin), {}, state
 
-  def _pairs(
-    self, student: View, teacher: View
+  def pairs(
+    self, student_view: View, teacher_view: View
   ) -> list[tuple[int, jax.Array, jax.Array]]:
-    """(cut, student's map, teacher's) per place; none after the pre-stage."""
+    """Those of `Looking`; none after the pre-stage."""
     if self.has_pre_stage and not self.setting.preparing:
       return []
-    return [
-      (i, student.pre_activations[i], teacher.pre_activations[i])
-      for i in self.places
-    ]
+    return super().pairs(student_view, teacher_view)
 
   def _connector(self, teacher: jax.Array) -> ConvRegressor:
     return ConvRegressor(

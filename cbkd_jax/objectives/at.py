@@ -18,9 +18,16 @@ from cbkd_jax.objectives.places import Looking
 
 
 def attention(x: jax.Array, power: int) -> jax.Array:
-  """`[batch, h*w]`: mean over channels of x^power, at norm 1 per example.
+  """Mean over channels of x^power, at norm 1 per example.
 
   Of x itself, not of |x|: an odd power keeps signs.
+
+  Args:
+    x: `[batch, h, w, c]`.
+    power: p.
+
+  Returns:
+    `[batch, h*w]`.
   """
   return l2_normalize(flatten(jnp.mean(x**power, axis=-1)))
 
@@ -33,7 +40,7 @@ def at_loss(
   Args:
     student: maps `[batch, h, w, c]`.
     teacher: as many maps; the larger of each pair is pooled to the smaller.
-    power: p of equation 1.
+    power: p, of the entries before the mean over channels.
 
   Returns:
     A scalar.
@@ -48,7 +55,7 @@ def at_loss(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionTransfer(Looking):
-  """`at(power=2)`, after every block; RepDistiller's weight is 1000."""
+  """`at(power=2)`, at every block's end; RepDistiller's weight is 1000."""
 
   power: int = 2
 

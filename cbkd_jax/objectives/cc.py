@@ -17,14 +17,18 @@ from flax import linen as nn
 
 from cbkd_jax.blocks import View
 from cbkd_jax.models import layers
-from cbkd_jax.objectives.maps import flatten
+from cbkd_jax.objectives.maps import absolute, flatten
 from cbkd_jax.objectives.method import BatchWise, Learned
 from cbkd_jax.objectives.places import Looking
 from cbkd_jax.objectives.regressors import init_module
 
 
 class Embedding(nn.Module):
-  """A linear layer on flattened features, drawn as torch draws one."""
+  """A linear layer on flattened features, drawn as torch draws one.
+
+  Attributes:
+    dimension: of the embedding.
+  """
 
   dimension: int
 
@@ -56,7 +60,7 @@ def cc_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
   Returns:
     A scalar; 0 for a single example, which has no successor.
   """
-  errors = jnp.abs(student - teacher)
+  errors = absolute(student - teacher)
   products = jnp.sum(errors[:-1] * errors[1:], axis=1)
   return jnp.sum(products) / max(1, products.shape[0])
 

@@ -2,11 +2,12 @@
 
 Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020
 (arXiv:1910.10699). As in RepDistiller's code the negatives are embeddings of
-earlier steps, held in two banks of a row per example of the train split, and
-the contrast runs in both directions.
+earlier steps, held in two banks of a row per example of the train split. Each
+network's embedding is contrasted with the rows of the other network's bank.
 
 Where ours differs: negatives are always drawn with replacement (there, only
-where a class has too few); probabilities are compared by their logarithms.
+where the other classes have too few); probabilities are compared by their
+logarithms.
 """
 
 import dataclasses
@@ -21,18 +22,28 @@ from cbkd_jax.blocks import View
 from cbkd_jax.errors import UserError
 from cbkd_jax.models import layers
 from cbkd_jax.objectives.maps import flatten, l2_normalize
+from cbkd_jax.objectives.memory import (
+  draw_negatives,
+  init_bank,
+  similarities,
+  update_bank,
+)
 from cbkd_jax.objectives.method import BatchWise, Learned
+from cbkd_jax.objectives.nce import first_normaliser, nce_loss
 from cbkd_jax.objectives.places import Looking
 from cbkd_jax.objectives.regressors import init_module
 
-_EPSILON = 1e-7
 # exp(similarity / temperature) of a row as first drawn, of norm sqrt(3) at
 # most, is within float32 from here on.
 _COLDEST = 0.02
 
 
 class Embedding(nn.Module):
-  """A dense layer and L2 normalisation; maps are flattened."""
+  """A dense layer and L2 normalisation; maps are flattened.
+
+  Attributes:
+    dimension: of the embedding.
+  """
 
   dimension: int
 
@@ -42,116 +53,6 @@ class Embedding(nn.Module):
       self.dimension, kernel_init=layers.DENSE_INIT, name='dense'
     )
     return l2_normalize(dense(flatten(x)))
-
-
-def draw_negatives(
-  keys: jax.Array, labels: jax.Array, train_labels: jax.Array, count: int
-) -> jax.Array:
-  """Examples of other classes, uniformly and with replacement.
-
-  Where there is no other class, examples of that class.
-
-  Args:
-    keys: `[batch]` a PRNG key per example.
-    labels: `[batch]` their classes.
-    train_labels: `[train_size]`.
-    count: negatives per example.
-
-  Returns:
-    `[batch, count]` positions in the train split.
-  """
-  order = jnp.argsort(train_labels)
-  grouped = train_labels[order]
-  start = jnp.searchsorted(grouped, labels, side='left')
-  stop = jnp.searchsorted(grouped, labels, side='right')
-  size = train_labels.shape[0]
-
-  def one(key, start, stop):
-    # A class is a run in the order, which is stepped over.
-    others = jnp.maximum(size - (stop - start), 1)
-    rank = jax.random.randint(key, (count,), 0, others)
-    return jnp.where(rank < start, rank, rank + (stop - start))
-
-  ranks = jax.vmap(one)(keys, start, stop)
-  return order[jnp.minimum(ranks, size - 1)]
-
-
-def similarities(
-  embedded: jax.Array, bank: jax.Array, chosen: jax.Array
-) -> jax.Array:
-  """`[batch, chosen]` inner products with rows of a bank, which is constant.
-
-  Those with *all* rows are computed: `batch * train_size` numbers and a
-  product of matrices, against `batch * chosen * dimension` numbers to be
-  gathered otherwise (of a batch of 128 on CIFAR 26 MB against 1.1 GB).
-
-  Args:
-    embedded: `[batch, dimension]`.
-    bank: `[train_size, dimension]`.
-    chosen: `[batch, chosen]` rows of it.
-  """
-  bank = jax.lax.stop_gradient(bank)
-  # At a temperature of 0.07 a product of rounded factors shows.
-  every = jnp.matmul(embedded, bank.T, precision='highest')
-  return jnp.take_along_axis(every, chosen, axis=1)
-
-
-def contrast(
-  logits: jax.Array, normaliser: jax.Array, train_size: int
-) -> jax.Array:
-  """The NCE loss of one side, mean over examples.
-
-  With p = exp(logits) / normaliser and K negatives' share of noise, m = K /
-  train_size: -log(p / (p + m + e)) of the positive and -log(m / (p + m + e))
-  of each negative, e = 1e-7.
-
-  Args:
-    logits: `[batch, 1 + K]` similarities over temperature, positive first.
-    normaliser: Z, a constant.
-    train_size: examples in the train split.
-
-  Returns:
-    A scalar.
-  """
-  noise = (logits.shape[1] - 1) / train_size
-  log_p = logits - jnp.log(normaliser)
-  log_sum = jnp.logaddexp(log_p, math.log(noise + _EPSILON))
-  positive = log_p[:, 0] - log_sum[:, 0]
-  negative = jnp.sum(math.log(noise) - log_sum[:, 1:], axis=1)
-  return -jnp.mean(positive + negative)
-
-
-def first_normaliser(
-  logits: jax.Array, train_size: int, axis_name: str | None = None
-) -> jax.Array:
-  """Z of a first batch: train_size * mean of exp(logits), over replicas."""
-  mean = jnp.mean(jnp.exp(jax.lax.stop_gradient(logits)))
-  if axis_name is not None:
-    mean = jax.lax.pmean(mean, axis_name)
-  return mean * train_size
-
-
-def update_bank(
-  bank: jax.Array, indices: jax.Array, embedded: jax.Array, momentum: float
-) -> jax.Array:
-  """Rows `indices` move towards the embeddings; of norm 1 afterwards.
-
-  Args:
-    bank: `[train_size, dimension]`.
-    indices: `[batch]`; of an example that occurs twice, in a batch that two
-      epochs share, the later embedding counts.
-    embedded: `[batch, dimension]`.
-    momentum: the old row's share.
-
-  Returns:
-    The new bank.
-  """
-  moved = momentum * bank[indices] + (1 - momentum) * embedded
-  same = indices[:, None] == indices[None, :]
-  again = jnp.any(jnp.triu(same, k=1), axis=1)
-  # Writing twice to a row would leave it to the device which one stays.
-  indices = jnp.where(again, bank.shape[0], indices)
-  return bank.at[indices].set(l2_normalize(moved), mode='drop')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,11 +105,10 @@ class ContrastiveRepresentationDistillation(Looking, Learned, BatchWise):
       name: init_module(embedding, key, x)[0]
       for name, key, (x,) in zip(('embed_s', 'embed_t'), keys, (ours, theirs))
     }
-    shape = self.setting.train_size, self.dimension
-    bound = math.sqrt(3 / self.dimension)
+    size = self.setting.train_size
     state = {
-      'bank_student': jax.random.uniform(keys[2], shape, minval=-1) * bound,
-      'bank_teacher': jax.random.uniform(keys[3], shape, minval=-1) * bound,
+      'bank_student': init_bank(keys[2], size, self.dimension),
+      'bank_teacher': init_bank(keys[3], size, self.dimension),
       # Negative: not set yet.
       'z_student': jnp.float32(-1),
       'z_teacher': jnp.float32(-1),
@@ -237,7 +137,18 @@ class ContrastiveRepresentationDistillation(Looking, Learned, BatchWise):
     teacher_view: View,
     chosen: jax.Array,
   ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
-    """`loss` for `chosen [batch, 1 + negatives]`, the examples first."""
+    """`loss` for given negatives.
+
+    Args:
+      variables: the method's.
+      student_view: the student's.
+      teacher_view: the teacher's.
+      chosen: `[batch, 1 + negatives]` positions in the train split, the
+        example's own first.
+
+    Returns:
+      As `loss`.
+    """
     params, state = variables['params'], variables['state']
     embedding, axis_name = Embedding(self.dimension), self.setting.axis_name
     size = state['bank_student'].shape[0]
@@ -256,7 +167,7 @@ class ContrastiveRepresentationDistillation(Looking, Learned, BatchWise):
       z = state[f'z_{side}']
       z = jnp.where(z < 0, first_normaliser(logits, size, axis_name), z)
       new_state[f'z_{side}'] = z.astype(state[f'z_{side}'].dtype)
-      total += contrast(logits, z, size)
+      total += nce_loss(logits, z, size)
 
     # The banks are the same on all replicas, so all see the whole batch.
     seen = jax.lax.stop_gradient((student, teacher, chosen[:, 0]))

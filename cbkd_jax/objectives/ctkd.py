@@ -17,7 +17,15 @@ from cbkd_jax.objectives.method import Learned
 
 
 def scale_gradient(x: jax.Array, factor: float | jax.Array) -> jax.Array:
-  """x, through which gradients pass multiplied by `factor`."""
+  """x, through which gradients pass multiplied by `factor`.
+
+  Args:
+    x: any array.
+    factor: a scalar.
+
+  Returns:
+    An array like x, of the same values.
+  """
   constant = jax.lax.stop_gradient(x)
   return constant + factor * (x - constant)
 
@@ -45,7 +53,17 @@ def ctkd_temperature(
 def cosine_decay(
   epoch: jax.Array, largest: float, smallest: float, epochs: float
 ) -> jax.Array | float:
-  """From `largest` at epoch 0 along half a cosine to `smallest` at `epochs`."""
+  """From `largest` at epoch 0 along half a cosine to `smallest` at `epochs`.
+
+  Args:
+    epoch: the published one, a scalar.
+    largest: where it starts.
+    smallest: where it ends and stays.
+    epochs: how long it takes; 0 is at its end from the first.
+
+  Returns:
+    A scalar.
+  """
   if not epochs:
     return smallest
   progress = jnp.clip(epoch / epochs, 0.0, 1.0)

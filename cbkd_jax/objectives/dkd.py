@@ -14,45 +14,13 @@ import jax.numpy as jnp
 
 from cbkd_jax.blocks import View
 from cbkd_jax.objectives.kd import kd_loss, standardize
-from cbkd_jax.objectives.method import Method
-
-# A logit in place of an excluded class's: probability 0, and differences of
-# two of them are finite, which those of two infinities are not.
-EXCLUDED = -1e30
-
-
-def is_class(classes: jax.Array, logits: jax.Array) -> jax.Array:
-  """`[batch, classes]` booleans, true at each example's class `[batch]`."""
-  return classes[:, None] == jnp.arange(logits.shape[-1])[None]
-
-
-def log_odds(logits: jax.Array, chosen: jax.Array) -> jax.Array:
-  """`[batch]` log of (chosen class's probability / the others' sum).
-
-  Args:
-    logits: `[batch, classes]`.
-    chosen: `[batch, classes]` booleans, one true in each row.
-  """
-  one = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
-  return one - jax.nn.logsumexp(jnp.where(chosen, EXCLUDED, logits), axis=-1)
-
-
-def two_way_kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
-  """Mean KL divergence between yes-or-no predictions.
-
-  Args:
-    student: `[batch]` log odds.
-    teacher: likewise.
-
-  Returns:
-    A scalar.
-  """
-  kl = sum(
-    jax.nn.sigmoid(sign * teacher)
-    * (jax.nn.log_sigmoid(sign * teacher) - jax.nn.log_sigmoid(sign * student))
-    for sign in (1.0, -1.0)
-  )
-  return jnp.mean(kl)
+from cbkd_jax.objectives.logits import (
+  EXCLUDED,
+  is_class,
+  log_odds,
+  two_way_kl,
+)
+from cbkd_jax.objectives.method import Method, warm_up
 
 
 def dkd_loss(
@@ -83,11 +51,6 @@ def dkd_loss(
   )
   others = (jnp.where(target, EXCLUDED, x) for x in logits)
   return alpha * tckd + beta * kd_loss(*others, temperature)
-
-
-def warm_up(epoch: jax.Array, warmup: float) -> jax.Array | float:
-  """min(epoch / warmup, 1); 1 if `warmup` is 0."""
-  return jnp.minimum(epoch / warmup, 1.0) if warmup else 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep
 Nets", ICLR 2015 (arXiv:1412.6550), section 2.2. The paper trains on the hint
 first and distils afterwards; as in RepDistiller and mdistiller the hint is a
 term beside the cross-entropy, all the time, and its regressor is a
-convolution with batch normalisation and a ReLU. Its ReLU can't reach the
-negative entries that a teacher's map has where blocks end without one.
+convolution with batch normalisation and a ReLU. Where a teacher's blocks end
+without a ReLU its maps have negative entries, which the regressor can't reach.
 """
 
 import dataclasses
@@ -55,9 +55,7 @@ class FitNet(Looking, Learned):
     self, rng: jax.Array, student_view: View, teacher_view: View
   ) -> dict[str, Any]:
     params, state = {}, {}
-    for cut, ours, theirs in zip(
-      self.places, self.look(student_view), self.look(teacher_view)
-    ):
+    for cut, ours, theirs in self.pairs(student_view, teacher_view):
       check_conv_regressor(self.name, cut, ours, theirs)
       params[f'cut_{cut}'], state[f'cut_{cut}'] = init_module(
         self._regressor(theirs),
@@ -74,9 +72,7 @@ class FitNet(Looking, Learned):
     teacher_view: View,
   ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
     total, state = jnp.float32(0), {}
-    for cut, ours, theirs in zip(
-      self.places, self.look(student_view), self.look(teacher_view)
-    ):
+    for cut, ours, theirs in self.pairs(student_view, teacher_view):
       key = f'cut_{cut}'
       regressed, state[key] = apply_module(
         self._regressor(theirs),

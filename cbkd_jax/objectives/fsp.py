@@ -1,10 +1,10 @@
 """FSP: the flow from block to block follows the teacher's.
 
 Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization,
-Network Minimization and Transfer Learning", CVPR 2017. The mean
-squared difference of two FSP matrices, summed over pairs, as in RepDistiller.
-There (and in the paper) it trains an initial stage of its own, at weight 50;
-here it is a term beside the cross-entropy.
+Network Minimization and Transfer Learning", CVPR 2017. The mean squared
+difference of two FSP matrices, summed over pairs, as in RepDistiller. There,
+and in the paper, it trains an initial stage and nothing afterwards; here it is
+a term beside the cross-entropy, with the weight in RepDistiller's script.
 """
 
 import dataclasses
@@ -16,48 +16,20 @@ import jax
 import jax.numpy as jnp
 
 from cbkd_jax.blocks import View
-from cbkd_jax.errors import UserError
 from cbkd_jax.objectives.maps import match_sizes
-from cbkd_jax.objectives.places import Looking
+from cbkd_jax.objectives.places import Consecutive
 from cbkd_jax.objectives.regressors import Connected
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Consecutive(Looking):
-  """A method that relates each block to the one before it among its places.
-
-  Of the constant blocks the last one alone counts, as the partner of the
-  first that the phase can change.
-  """
-
-  whole: ClassVar[bool] = True
-
-  @property
-  def places(self) -> tuple[int, ...]:
-    found = super().places
-    first = min(self.setting.trained)
-    constant = sum(i < first for i in found)
-    return found[max(constant - 1, 0) :]
-
-  def check_places(self) -> None:
-    """Refuses a single place.
-
-    Raises:
-      UserError: there is no pair of blocks.
-    """
-    if len(self.places) < 2:
-      raise UserError(
-        f'{self.name}.at = {self.at!r}: {self.name} relates a block to an '
-        f'earlier one, and this is block {self.places[0]} alone'
-      )
-
-
 def fsp_matrix(bottom: jax.Array, top: jax.Array) -> jax.Array:
-  """`[batch, top channels, bottom channels]`: means of products over positions.
+  """Means over positions of products of two maps' channels.
 
   Args:
     bottom: `[batch, h, w, c]`.
     top: a deeper map; the larger of the two is pooled to the smaller one.
+
+  Returns:
+    `[batch, top channels, bottom channels]`.
   """
   bottom, top = match_sizes(bottom, top)
   positions = bottom.shape[1] * bottom.shape[2]
@@ -85,7 +57,7 @@ def fsp_loss(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowOfSolutionProcedure(Consecutive, Connected):
-  """`fsp()`, between every block that can change and the one before it."""
+  """`fsp()`, from every block to the next; RepDistiller's weight is 50."""
 
   name: ClassVar[str] = 'fsp'
   paper: ClassVar[str] = (

@@ -16,83 +16,18 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from cbkd_jax.blocks import View
-from cbkd_jax.models import layers
 from cbkd_jax.objectives.at import attention
-from cbkd_jax.objectives.maps import match_sizes
+from cbkd_jax.objectives.ft_networks import Coder, Paraphraser
+from cbkd_jax.objectives.maps import absolute, match_sizes
 from cbkd_jax.objectives.method import Learned
 from cbkd_jax.objectives.places import Looking
 from cbkd_jax.objectives.regressors import (
   apply_module,
-  batch_norm,
-  conv,
   init_module,
+  same_shapes,
 )
-
-
-class Coder(nn.Module):
-  """3x3 convolutions with leaky ReLUs, also behind the last.
-
-  Attributes:
-    widths: output channels of each.
-    use_bn: whether each is normalised.
-    transposed: whether they are transposed.
-    axis_name: the replicas' axis.
-  """
-
-  widths: tuple[int, ...]
-  use_bn: bool
-  transposed: bool = False
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    for i, width in enumerate(self.widths, 1):
-      if self.transposed:
-        x = nn.ConvTranspose(
-          width,
-          (3, 3),
-          padding=1,
-          transpose_kernel=True,
-          kernel_init=layers.CONV_INIT,
-          name=f'conv{i}',
-        )(x)
-      else:
-        x = conv(width, 3, use_bias=True, name=f'conv{i}')(x)
-      if self.use_bn:
-        x = batch_norm(train, self.axis_name, name=f'norm{i}')(x)
-      x = nn.leaky_relu(x, 0.1)
-    return x
-
-
-class Paraphraser(nn.Module):
-  """An autoencoder, a map to (its factors, its reconstruction).
-
-  Attributes:
-    width: the map's channels.
-    code: the factors' channels.
-    use_bn: whether its convolutions are normalised.
-    axis_name: the replicas' axis.
-  """
-
-  width: int
-  code: int
-  use_bn: bool = False
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-    wide, code = self.width, self.code
-    encoder = Coder(
-      (wide, code, code), self.use_bn, axis_name=self.axis_name, name='encoder'
-    )
-    decoder = Coder(
-      (code, wide, wide), self.use_bn, True, self.axis_name, name='decoder'
-    )
-    factors = encoder(x, train)
-    return factors, decoder(factors, train)
 
 
 def factor_loss(
@@ -111,8 +46,7 @@ def factor_loss(
   """
   ours, theirs = match_sizes(student, teacher)
   difference = attention(ours, p1) - attention(theirs, p1)
-  # The gradient of jnp.abs at 0 is 1, of this 0.
-  return jnp.mean((difference * jnp.sign(difference)) ** p2)
+  return jnp.mean(absolute(difference) ** p2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,9 +88,7 @@ class FactorTransfer(Looking, Learned):
     self, rng: jax.Array, student_view: View, teacher_view: View
   ) -> dict[str, Any]:
     params, state = {}, {}
-    for cut, ours, theirs in zip(
-      self.places, self.look(student_view), self.look(teacher_view)
-    ):
+    for cut, ours, theirs in self.pairs(student_view, teacher_view):
       width, key = theirs.shape[-1], f'cut_{cut}'
       if self._code(width) < 1:
         self.fail('k', f'at least 1/{width}, of {width} channels')
@@ -186,9 +118,7 @@ class FactorTransfer(Looking, Learned):
   ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
     one = self._reconstruction if self.setting.preparing else self._transfer
     total, state = jnp.float32(0), {}
-    for cut, ours, theirs in zip(
-      self.places, self.look(student_view), self.look(teacher_view)
-    ):
+    for cut, ours, theirs in self.pairs(student_view, teacher_view):
       key = f'cut_{cut}'
       value, state[key] = one(
         variables['params'][key], variables['state'][key], ours, theirs
@@ -206,7 +136,7 @@ class FactorTransfer(Looking, Learned):
         continue
       before = _paraphraser_of(previous['params'][key], previous['state'][key])
       fresh = _paraphraser_of(params[key], state[key])
-      if _shapes(before) != _shapes(fresh):
+      if not same_shapes(before, fresh):
         continue
       if self.setting.preparing:
         params[key] = {'paraphraser': before['params']}
@@ -268,7 +198,3 @@ def _paraphraser_of(params: Any, state: Any) -> dict[str, Any]:
     'params': params['paraphraser'],
     'batch_stats': state['paraphraser'],
   }
-
-
-def _shapes(tree: Any) -> Any:
-  return jax.tree.map(lambda x: x.shape, tree)

@@ -34,12 +34,15 @@ _SMALLEST = 1e-12  # Probability.
 
 
 def log_neighbours(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Two `[batch, batch]` log distributions of each example over all.
+  """Logarithms of two distributions of each example over all.
 
   By cosine, and by the student-t kernel 1 / (1 + distance).
 
   Args:
     x: features `[batch, ...]`.
+
+  Returns:
+    Two `[batch, batch]`, the rows the examples'.
   """
   x = flatten(x)
   distances = jnp.sqrt(squared_distances(x) + _EPSILON)
@@ -86,8 +89,10 @@ def hkd_loss(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeterogeneousKnowledgeDistillation(Looking, BatchWise):
-  """`hkd(initial_weight=100, decay=0.7)`: the pooled vector at weight 1, and
-  the maps at `at` at a decaying weight."""
+  """`hkd(initial_weight=100, decay=0.7)`.
+
+  The pooled vector has weight 1, the maps at `at` have a decaying one.
+  """
 
   initial_weight: float = 100.0
   decay: float = 0.7

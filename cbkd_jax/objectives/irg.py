@@ -19,14 +19,21 @@ from cbkd_jax.blocks import View
 from cbkd_jax.errors import UserError
 from cbkd_jax.objectives.maps import flatten
 from cbkd_jax.objectives.method import BatchWise
-from cbkd_jax.objectives.places import Looking
+from cbkd_jax.objectives.places import Consecutive
 from cbkd_jax.objectives.relations import squared_distances, without_diagonal
 
 _EPSILON = 1e-12
 
 
 def edges(x: jax.Array) -> jax.Array:
-  """`[batch, batch]` squared distances between examples, at most 1."""
+  """Squared distances between examples, over the largest of them.
+
+  Args:
+    x: features `[batch, ...]`.
+
+  Returns:
+    `[batch, batch]`, at most 1.
+  """
   distances = without_diagonal(squared_distances(flatten(x), _EPSILON))
   return distances / (jnp.max(distances) + _EPSILON)
 
@@ -57,7 +64,7 @@ def transform_loss(
   that of the vertices; a size is a mean squared difference.
 
   Args:
-    student: features `[batch, ...]` at two layers.
+    student: features `[batch, ...]` at two blocks.
     teacher: likewise, constants.
 
   Returns:
@@ -77,10 +84,12 @@ def _mean_square(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InstanceRelationshipGraph(Looking, BatchWise):
-  """`irg(graph=1, transform=1)`: the graph of the pooled vectors, and the
-  transformations between consecutive blocks among those at `at`. Blocks that
-  the phase leaves as they are count as the start of one."""
+class InstanceRelationshipGraph(Consecutive, BatchWise):
+  """`irg(graph=1, transform=1)`.
+
+  The graph is that of the pooled vectors; the transformations are those
+  between consecutive blocks among those at `at`.
+  """
 
   graph: float = 1.0
   transform: float = 1.0
@@ -94,24 +103,15 @@ class InstanceRelationshipGraph(Looking, BatchWise):
     'ce + kd(temperature=4) + 0.005*irg(graph=1, transform=1)'
   )
   knowledge: ClassVar[str] = 'relation'
-  whole: ClassVar[bool] = True
 
   def __post_init__(self):
     super().__post_init__()
     self.require_from_zero('graph', 'transform')
 
-  @property
-  def pairs(self) -> tuple[tuple[int, int], ...]:
-    """The transformations, without those between two constant blocks."""
-    first = min(self.setting.trained)
-    return tuple(
-      pair for pair in itertools.pairwise(self.places) if pair[1] >= first
-    )
-
   def init(
     self, rng: jax.Array, student_view: View, teacher_view: View
   ) -> dict[str, Any]:
-    if self.transform and not self.pairs:
+    if self.transform and len(self.places) < 2:
       raise UserError(
         f'{self.name}.at = {self.at!r}: a transformation leads from one block '
         f'to another, and in {self.setting.name} this is one block; name two, '
@@ -127,11 +127,7 @@ class InstanceRelationshipGraph(Looking, BatchWise):
   ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
     value = self.graph * graph_loss(student_view.pooled, teacher_view.pooled)
     if self.transform:
-      value += self.transform * sum(
-        transform_loss(
-          (student_view.features[a], student_view.features[b]),
-          (teacher_view.features[a], teacher_view.features[b]),
-        )
-        for a, b in self.pairs
-      )
+      maps = self.look(student_view), self.look(teacher_view)
+      changes = zip(*map(itertools.pairwise, maps), strict=True)
+      value += self.transform * sum(transform_loss(*pair) for pair in changes)
     return value, {}, {}

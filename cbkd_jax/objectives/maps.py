@@ -67,14 +67,23 @@ def nearest_resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def flatten(x: jax.Array) -> jax.Array:
-  """`[batch, ...]` as `[batch, features]`."""
+  """All that belongs to an example in a row.
+
+  Args:
+    x: `[batch, ...]`.
+
+  Returns:
+    `[batch, features]`.
+  """
   return x.reshape(x.shape[0], -1)
 
 
 def l2_normalize(
   x: jax.Array, axis: int = -1, epsilon: float = 1e-12
 ) -> jax.Array:
-  """x / max(||x||, epsilon) along an axis; the gradient at 0 is finite.
+  """x / max(||x||, epsilon) along an axis; at 0 it and its gradient are 0.
+
+  (The gradient of torch's `normalize` is 1 / epsilon there.)
 
   Args:
     x: any array.
@@ -88,4 +97,16 @@ def l2_normalize(
   # Guarded inside the root: its derivative at 0 is infinite.
   safe = jnp.where(squared > epsilon**2, squared, 1.0)
   norm = jnp.where(squared > epsilon**2, jnp.sqrt(safe), epsilon)
-  return x / norm
+  return jnp.where(squared > 0, x / norm, 0.0)
+
+
+def absolute(x: jax.Array) -> jax.Array:
+  """|x|, whose gradient at 0 is 0 as in torch; that of `jnp.abs` is 1.
+
+  Args:
+    x: any array.
+
+  Returns:
+    An array like x.
+  """
+  return x * jnp.sign(x)

@@ -31,6 +31,10 @@ AVAILABLE = {
 # decays are published as epochs out of these.
 PUBLISHED_EPOCHS = 240
 
+# Options that several kinds of methods have, in the order in which they are
+# written, behind a method's own.
+_SHARED_OPTIONS = ('at', 'learning_rate', 'global_batch', 'regressor')
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -109,10 +113,17 @@ class Method:
 
   @classmethod
   def options(cls) -> dict[str, dataclasses.Field]:
-    """The fields that an expression may set, by name, its own ones first."""
-    fields = sorted(
-      dataclasses.fields(cls), key=lambda f: f.name not in cls.__annotations__
-    )
+    """The fields that an expression may set, by name, shared ones last.
+
+    Returns:
+      The fields, in the order in which an objective is written.
+    """
+
+    def position(field):
+      shared = field.name in _SHARED_OPTIONS
+      return _SHARED_OPTIONS.index(field.name) if shared else -1
+
+    fields = sorted(dataclasses.fields(cls), key=position)
     return {f.name: f for f in fields if f.metadata.get('is_option', True)}
 
   def init(
@@ -141,12 +152,24 @@ class Method:
   def adopt(
     self, variables: dict[str, Any], previous: dict[str, Any]
   ) -> dict[str, Any]:
-    """Initial variables, given those of the phase before (same method)."""
+    """Initial variables, given those of the phase before.
+
+    Args:
+      variables: from `init`.
+      previous: those at the end of the phase before, of the same method.
+
+    Returns:
+      What the phase begins with, shaped as `variables`.
+    """
     del previous
     return variables
 
   def fail(self, option: str, allowed: str) -> None:
     """Refuses the value of an option.
+
+    Args:
+      option: its name.
+      allowed: what it must be, in words.
 
     Raises:
       UserError: always.
@@ -228,3 +251,16 @@ def published_epoch(setting: Setting, step: jax.Array) -> jax.Array:
   per_step = max(epochs, PUBLISHED_EPOCHS) / setting.steps
   # The small addition keeps a product that should be whole from falling short.
   return 1.0 + jnp.floor(step * per_step + 1e-4)
+
+
+def warm_up(epoch: jax.Array, warmup: float) -> jax.Array | float:
+  """A weight's share: min(epoch / warmup, 1), or 1 if `warmup` is 0.
+
+  Args:
+    epoch: the published one, a scalar from 1.
+    warmup: epochs until the weight is whole.
+
+  Returns:
+    A scalar.
+  """
+  return jnp.minimum(epoch / warmup, 1.0) if warmup else 1.0

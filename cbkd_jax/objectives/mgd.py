@@ -27,6 +27,9 @@ class Generator(nn.Module):
 
   Where channels differ a 1x1 convolution aligns them before the mask. All
   have a bias.
+
+  Attributes:
+    width: the teacher's channels.
   """
 
   width: int
@@ -71,8 +74,8 @@ class MaskedGenerativeDistillation(Looking, Learned):
 
   `mask` is the masked share; `spatial_mask=True` masks pixels instead of
   channels. The recipe is the authors' for ImageNet, where a map has 512 x 7 x 7
-  numbers; the sum's size goes with theirs. For CIFAR-100, at 512 x 4 x 4, their
-  cls_KD lists 0.0012*mgd(mask=0.15).
+  numbers; the sum, and so its best weight, depends on how many there are. For
+  CIFAR-100, at 512 x 4 x 4, their cls_KD lists 0.0012*mgd(mask=0.15).
   """
 
   at: str | int | tuple = 'last'
@@ -95,9 +98,7 @@ class MaskedGenerativeDistillation(Looking, Learned):
     self, rng: jax.Array, student_view: View, teacher_view: View
   ) -> dict[str, Any]:
     params = {}
-    for cut, ours, theirs in zip(
-      self.places, self.look(student_view), self.look(teacher_view)
-    ):
+    for cut, ours, theirs in self.pairs(student_view, teacher_view):
       if ours.shape[1:3] != theirs.shape[1:3]:
         ours, theirs = ('{}x{}'.format(*x.shape[1:3]) for x in (ours, theirs))
         raise UserError(
@@ -122,9 +123,7 @@ class MaskedGenerativeDistillation(Looking, Learned):
     keys: jax.Array,
   ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
     total = jnp.float32(0)
-    for cut, ours, theirs in zip(
-      self.places, self.look(student_view), self.look(teacher_view)
-    ):
+    for cut, ours, theirs in self.pairs(student_view, teacher_view):
       uniform = self.draw(keys, cut, theirs.shape).astype(ours.dtype)
       generated = Generator(theirs.shape[-1]).apply(
         {'params': variables['params'][f'cut_{cut}']},

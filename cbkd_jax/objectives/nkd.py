@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cbkd_jax.blocks import View
-from cbkd_jax.objectives.dkd import EXCLUDED, is_class
+from cbkd_jax.objectives.logits import EXCLUDED, is_class
 from cbkd_jax.objectives.method import Method
 
 

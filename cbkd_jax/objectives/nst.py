@@ -14,15 +14,20 @@ import jax
 import jax.numpy as jnp
 
 from cbkd_jax.blocks import View
-from cbkd_jax.objectives.maps import match_sizes
+from cbkd_jax.objectives.maps import l2_normalize, match_sizes
 from cbkd_jax.objectives.places import Looking
-from cbkd_jax.objectives.relations import directions
 
 
 def selectivity(x: jax.Array) -> jax.Array:
-  """`[batch, h*w, c]`: channels at norm 1 over positions, or all zero."""
-  flat = x.reshape(x.shape[0], -1, x.shape[-1])
-  return directions(flat, 1e-12, axis=1)
+  """Channels at norm 1 over positions, or all zero.
+
+  Args:
+    x: `[batch, h, w, c]`.
+
+  Returns:
+    `[batch, h*w, c]`.
+  """
+  return l2_normalize(x.reshape(x.shape[0], -1, x.shape[-1]), axis=1)
 
 
 def mean_kernel(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -60,7 +65,7 @@ def nst_loss(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeuronSelectivityTransfer(Looking):
-  """`nst`, after every block; RepDistiller's weight is 50."""
+  """`nst()`, at every block's end; RepDistiller's weight is 50."""
 
   name: ClassVar[str] = 'nst'
   paper: ClassVar[str] = (

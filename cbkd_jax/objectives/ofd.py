@@ -99,12 +99,13 @@ class Overhaul(Looking, Learned):
   recipe: ClassVar[str] = 'ce + 0.001*ofd()'
   knowledge: ClassVar[str] = 'feature'
   needs: ClassVar[tuple[str, ...]] = ('teacher_norms',)
+  pre_activations: ClassVar[bool] = True
 
   def init(
     self, rng: jax.Array, student_view: View, teacher_view: View
   ) -> dict[str, Any]:
     params, state = {}, {}
-    for cut, ours, theirs in self._pairs(student_view, teacher_view):
+    for cut, ours, theirs in self.pairs(student_view, teacher_view):
       params[f'cut_{cut}'], state[f'cut_{cut}'] = init_module(
         self._connector(theirs),
         jax.random.fold_in(rng, cut),
@@ -122,7 +123,7 @@ class Overhaul(Looking, Learned):
     teacher_norms: Sequence[tuple[jax.Array, jax.Array]],
   ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
     total, state = jnp.float32(0), {}
-    pairs = self._pairs(student_view, teacher_view)
+    pairs = self.pairs(student_view, teacher_view)
     for i, (cut, ours, theirs) in enumerate(pairs):
       key = f'cut_{cut}'
       connected, state[key] = apply_module(
@@ -136,15 +137,6 @@ class Overhaul(Looking, Learned):
       value = ofd_loss(connected, theirs, margin(*teacher_norms[cut]))
       total += value / 2 ** (len(pairs) - i - 1)
     return total, {}, state
-
-  def _pairs(
-    self, student: View, teacher: View
-  ) -> list[tuple[int, jax.Array, jax.Array]]:
-    """(cut, student's map, teacher's) per place."""
-    return [
-      (i, student.pre_activations[i], teacher.pre_activations[i])
-      for i in self.places
-    ]
 
   def _connector(self, teacher: jax.Array) -> Connector:
     return Connector(teacher.shape[-1], self.setting.axis_name)

@@ -22,7 +22,14 @@ _EPSILON = 1e-7
 
 
 def neighbours(x: jax.Array) -> jax.Array:
-  """`[batch, batch]`: row i is a distribution over examples, i included."""
+  """The probabilities of an example's neighbours, itself included.
+
+  Args:
+    x: features `[batch, ...]`.
+
+  Returns:
+    `[batch, batch]`, each row a distribution.
+  """
   return shares(cosine_similarities(flatten(x), _EPSILON))
 
 
@@ -43,7 +50,7 @@ def pkt_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbabilisticKnowledgeTransfer(Looking, BatchWise):
-  """`pkt`, on the pooled vector; RepDistiller's weight is 30000."""
+  """`pkt()`, on the pooled vector; RepDistiller's weight is 30000."""
 
   at: str | int | tuple = 'pooled'
 

@@ -26,13 +26,15 @@ class Looking(Method):
   Words mean blocks that the phase can change: what lies before the first
   trained block is constant and left out ('middle' then is the first trained
   block). `whole` keeps those blocks too, for methods that mix features of
-  several depths.
+  several depths. A method of `pre_activations` looks at these in place of the
+  features.
   """
 
   at: str | int | tuple = 'cuts'
 
   may_pool: ClassVar[bool] = False
   whole: ClassVar[bool] = False
+  pre_activations: ClassVar[bool] = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -61,10 +63,63 @@ class Looking(Method):
     return resolve(self.at, self.setting, f'{self.name}.at', self.whole)
 
   def look(self, view: View) -> tuple[jax.Array, ...]:
-    """The features it compares: maps, or the pooled vector alone."""
+    """What it compares of a network.
+
+    Args:
+      view: the network's.
+
+    Returns:
+      Maps `[batch, h, w, c]` by place, or the vector `[batch, c]` alone.
+    """
     if self.at == 'pooled':
       return (view.pooled,)
-    return tuple(view.features[i] for i in self.places)
+    maps = view.pre_activations if self.pre_activations else view.features
+    return tuple(maps[i] for i in self.places)
+
+  def pairs(
+    self, student_view: View, teacher_view: View
+  ) -> list[tuple[int, jax.Array, jax.Array]]:
+    """(block, the student's map, the teacher's) per place.
+
+    Args:
+      student_view: the student's.
+      teacher_view: the teacher's.
+
+    Returns:
+      As many triples as there are places; not for `at='pooled'`.
+    """
+    maps = self.look(student_view), self.look(teacher_view)
+    return list(zip(self.places, *maps, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Consecutive(Looking):
+  """A method that relates each of its places to the one before it.
+
+  Of the constant blocks the last one alone counts, as the partner of the
+  first that the phase can change.
+  """
+
+  whole: ClassVar[bool] = True
+
+  @property
+  def places(self) -> tuple[int, ...]:
+    found = super().places
+    first = min(self.setting.trained)
+    constant = sum(i < first for i in found)
+    return found[max(constant - 1, 0) :]
+
+  def check_places(self) -> None:
+    """Refuses a single place.
+
+    Raises:
+      UserError: there is no pair of blocks.
+    """
+    if len(self.places) < 2:
+      raise UserError(
+        f'{self.name}.at = {self.at!r}: {self.name} relates a block to an '
+        f'earlier one, and this is block {self.places[0]} alone'
+      )
 
 
 def resolve(
@@ -77,6 +132,9 @@ def resolve(
     setting: the phase.
     option: its name in messages.
     whole: whether constant blocks count.
+
+  Returns:
+    Indices, ascending.
 
   Raises:
     UserError: see `Looking.places`.

@@ -35,6 +35,9 @@ def conv(
     use_bias: whether it has a bias.
     padding: as in Linen; None pads kernel // 2 on every side.
     name: in the tree.
+
+  Returns:
+    A module `[batch, h, w, c] -> [batch, h', w', width]`.
   """
   return nn.Conv(
     width,
@@ -50,7 +53,16 @@ def conv(
 def batch_norm(
   train: bool, axis_name: str | None, name: str | None = None
 ) -> nn.BatchNorm:
-  """Batch normalisation, its statistics always those of all replicas."""
+  """Batch normalisation, its statistics always those of all replicas.
+
+  Args:
+    train: whether by the batch's statistics.
+    axis_name: the replicas' axis.
+    name: in the tree.
+
+  Returns:
+    A module.
+  """
   return nn.BatchNorm(
     use_running_average=not train,
     momentum=layers.BATCH_NORM_MOMENTUM,
@@ -112,6 +124,12 @@ def check_conv_regressor(
 ) -> None:
   """Refuses maps between which `ConvRegressor` can't lead.
 
+  Args:
+    name: the method's.
+    cut: the block behind which they come.
+    student: its map `[batch, side, side, c]`, or its shape.
+    teacher: likewise.
+
   Raises:
     UserError: naming the cut and both sizes.
   """
@@ -126,13 +144,16 @@ def check_conv_regressor(
 def init_module(
   module: nn.Module, rng: jax.Array, *inputs: Any, **arguments: Any
 ) -> tuple[Any, Any]:
-  """(params, batch_stats) of a module, from its inputs' shapes.
+  """Initial variables of a module, from its inputs' shapes.
 
   Args:
     module: the module.
     rng: a PRNG key.
     *inputs: arrays or shapes, `[batch, ...]`.
     **arguments: static ones of its call.
+
+  Returns:
+    (params, batch_stats).
   """
   examples = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
   variables = module.init(rng, *examples, **arguments)
@@ -142,7 +163,18 @@ def init_module(
 def apply_module(
   module: nn.Module, params: Any, batch_stats: Any, *inputs: Any, train: bool
 ) -> tuple[Any, Any]:
-  """(output, new batch_stats) of a module whose call takes `train`."""
+  """Runs a module whose call takes `train`.
+
+  Args:
+    module: the module.
+    params: its parameters.
+    batch_stats: its statistics; may be empty.
+    *inputs: arrays `[batch, ...]`.
+    train: by the batch's statistics, and updates them.
+
+  Returns:
+    (output, new batch_stats).
+  """
   variables = {'params': params}
   if batch_stats:
     variables['batch_stats'] = batch_stats
@@ -152,6 +184,20 @@ def apply_module(
     variables, *inputs, train=True, mutable=['batch_stats']
   )
   return output, updated.get('batch_stats', batch_stats)
+
+
+def same_shapes(one: Any, two: Any) -> bool:
+  """Whether two trees, of arrays or shapes, are of one structure and shape.
+
+  Args:
+    one: a tree.
+    two: a tree.
+
+  Returns:
+    A boolean.
+  """
+  one, two = (jax.tree.map(lambda x: x.shape, tree) for tree in (one, two))
+  return one == two
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,13 +222,16 @@ class Connected(Learned):
     student: Sequence[jax.Array],
     teacher: Sequence[jax.Array],
   ) -> dict[str, Any]:
-    """Their params, by cut; none where the widths are equal.
+    """The convolutions' parameters; none where the widths are equal.
 
     Args:
       rng: a PRNG key.
       places: the blocks behind which the maps come.
-      student: its maps `[batch, height, width, channels]`, or their shapes.
+      student: its maps `[batch, h, w, c]`, or their shapes.
       teacher: likewise.
+
+    Returns:
+      {'cut_<block>': params}.
 
     Raises:
       UserError: `regressor='none'` and widths differ.
@@ -209,7 +258,16 @@ class Connected(Learned):
     places: Sequence[int],
     maps: Sequence[jax.Array],
   ) -> tuple[jax.Array, ...]:
-    """The student's maps at the teacher's widths."""
+    """Brings the student's maps to the teacher's widths.
+
+    Args:
+      params: from `init_connectors`.
+      places: as there.
+      maps: the student's, `[batch, h, w, c]`.
+
+    Returns:
+      As many maps.
+    """
     found = []
     for cut, x in zip(places, maps):
       if f'cut_{cut}' in params:

@@ -1,8 +1,8 @@
 """Relations between the examples of a batch: products, distances, cosines.
 
 What several methods share. A zero vector has no direction: it stays zero, and
-its gradient is zero (torch's `normalize` has 1/epsilon there). Products are
-computed in full float32, as differences of them are taken.
+its gradient is zero. Products are computed in full float32, as differences of
+them are taken.
 """
 
 import jax
@@ -10,7 +10,14 @@ import jax.numpy as jnp
 
 
 def gram(x: jax.Array) -> jax.Array:
-  """`[batch, batch]` inner products of the rows of `[batch, features]`."""
+  """Inner products of all pairs of rows.
+
+  Args:
+    x: `[batch, features]`.
+
+  Returns:
+    `[batch, batch]`.
+  """
   return jnp.matmul(x, x.T, precision='highest')
 
 
@@ -50,7 +57,14 @@ def squared_distances(x: jax.Array, smallest: float = 0.0) -> jax.Array:
 
 
 def without_diagonal(x: jax.Array) -> jax.Array:
-  """A square matrix with zeros on its diagonal."""
+  """A matrix with zeros on its diagonal.
+
+  Args:
+    x: `[batch, batch]`.
+
+  Returns:
+    An array like x.
+  """
   return jnp.where(jnp.eye(x.shape[0], dtype=bool), 0.0, x)
 
 
@@ -69,5 +83,12 @@ def cosine_similarities(x: jax.Array, epsilon: float) -> jax.Array:
 
 
 def shares(similarities: jax.Array) -> jax.Array:
-  """Rows divided by their sums, which are positive, to probabilities."""
+  """Rows divided by their sums: distributions.
+
+  Args:
+    similarities: `[batch, batch]`, at least 0, and not all 0 in any row.
+
+  Returns:
+    An array like it.
+  """
   return similarities / jnp.sum(similarities, axis=1, keepdims=True)

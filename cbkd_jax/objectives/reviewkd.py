@@ -2,11 +2,9 @@
 
 Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021
 (arXiv:2104.09044): attention-based fusion (ABF) and hierarchical context loss
-(HCL). As in mdistiller: student maps after their
-activation, the teacher's before it, both with the pooled vector as the
-deepest 1x1 map. A first map before all blocks is ignored there, and does not
-exist here; of VGG's five maps mdistiller leaves out the first, `at=(1, 2, 3,
-4)`.
+(HCL). As in mdistiller: the student's maps are those after the activation, the
+teacher's those before it, and the pooled vectors are the deepest, of size 1x1.
+Of VGG's five maps mdistiller leaves out the first: `at=(1, 2, 3, 4)`.
 """
 
 import dataclasses
@@ -15,60 +13,16 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from cbkd_jax.blocks import View
-from cbkd_jax.models import layers
-from cbkd_jax.objectives.maps import adaptive_average_pool, nearest_resize
-from cbkd_jax.objectives.method import Learned
+from cbkd_jax.objectives.maps import adaptive_average_pool
+from cbkd_jax.objectives.method import Learned, warm_up
 from cbkd_jax.objectives.places import Looking
-from cbkd_jax.objectives.regressors import (
-  apply_module,
-  batch_norm,
-  conv,
-  init_module,
-)
+from cbkd_jax.objectives.regressors import apply_module, init_module
+from cbkd_jax.objectives.reviewkd_networks import Fusion
 
 _LEVELS = (4, 2, 1)
 _MAX_MID = 512
-
-
-class Fusion(nn.Module):
-  """ABF: a student map, merged with what the deeper ones left, at a target's
-  width and size.
-
-  Attributes:
-    width: the teacher's channels.
-    mid: channels in between, those of the residual.
-    size: (height, width) of the teacher's map.
-    axis_name: the replicas' axis.
-  """
-
-  width: int
-  mid: int
-  size: tuple[int, int]
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(
-    self, x: jax.Array, residual: jax.Array | None, train: bool
-  ) -> tuple[jax.Array, jax.Array]:
-    """(what is compared, what is passed on to the next shallower map)."""
-    x = conv(self.mid, name='conv1')(x)
-    x = batch_norm(train, self.axis_name, name='norm1')(x)
-    if residual is not None:
-      residual = nearest_resize(residual, x.shape[1:3])
-      # Small weights: the networks' own are made for many output channels,
-      # and would saturate the sigmoid.
-      shares = nn.Conv(
-        2, (1, 1), kernel_init=layers.DENSE_INIT, name='attention'
-      )(jnp.concatenate([x, residual], axis=-1))
-      shares = nn.sigmoid(shares)
-      x = x * shares[..., :1] + residual * shares[..., 1:]
-    if x.shape[1:3] != self.size:
-      x = nearest_resize(x, self.size)
-    out = conv(self.width, 3, name='conv2')(x)
-    return batch_norm(train, self.axis_name, name='norm2')(out), x
 
 
 def hcl_loss(
@@ -129,19 +83,19 @@ class KnowledgeReview(Looking, Learned):
     self, student_view: View, teacher_view: View
   ) -> list[tuple[str, Fusion, Any, Any]]:
     """(name, module, student's map, teacher's map), deepest first."""
-    names, ours, theirs = ['pooled'], [student_view.pooled], []
-    theirs.append(teacher_view.pooled)
+    maps = [
+      ('pooled', *map(_as_map, (student_view.pooled, teacher_view.pooled)))
+    ]
     for i in reversed(self.places):
-      names.append(f'cut_{i}')
-      ours.append(student_view.features[i])
-      theirs.append(teacher_view.pre_activations[i])
+      ours, theirs = student_view.features[i], teacher_view.pre_activations[i]
+      maps.append((f'cut_{i}', ours, theirs))
     mid = min(_MAX_MID, student_view.pooled.shape[-1])
-    found = []
-    for name, x, target in zip(names, ours, theirs):
-      size = target.shape[1:3] if len(target.shape) == 4 else (1, 1)
-      module = Fusion(target.shape[-1], mid, size, self.setting.axis_name)
-      found.append((name, module, x, target))
-    return found
+
+    def fusion(target):
+      _, *size, width = target.shape
+      return Fusion(width, mid, tuple(size), self.setting.axis_name)
+
+    return [(name, fusion(y), x, y) for name, x, y in maps]
 
   def init(
     self, rng: jax.Array, student_view: View, teacher_view: View
@@ -151,13 +105,8 @@ class KnowledgeReview(Looking, Learned):
     for i, (name, module, x, _) in enumerate(
       self._fusions(student_view, teacher_view)
     ):
-      x = _as_map(x)
       params[name], state[name] = init_module(
-        module,
-        jax.random.fold_in(rng, i),
-        x,
-        residual,
-        train=False,
+        module, jax.random.fold_in(rng, i), x, residual, train=False
       )
       residual = jax.ShapeDtypeStruct(
         (x.shape[0], *module.size, module.mid), x.dtype
@@ -178,22 +127,18 @@ class KnowledgeReview(Looking, Learned):
         module,
         variables['params'][name],
         variables['state'][name],
-        _as_map(x),
+        x,
         residual,
         train=True,
       )
       ours.append(out)
-      theirs.append(_as_map(target))
-    value = hcl_loss(ours, theirs)
-    if self.warmup:
-      value *= jnp.minimum(epoch / self.warmup, 1.0)
+      theirs.append(target)
+    value = warm_up(epoch, self.warmup) * hcl_loss(ours, theirs)
     return value, {}, state
 
 
 def _as_map(x: Any) -> Any:
   """A vector `[batch, c]`, or its shape, as a map of one position."""
-  if len(x.shape) == 4:
-    return x
   shape = (x.shape[0], 1, 1, x.shape[1])
   if isinstance(x, jax.ShapeDtypeStruct):
     return jax.ShapeDtypeStruct(shape, x.dtype)

@@ -14,24 +14,23 @@ import jax.numpy as jnp
 import optax
 
 from cbkd_jax.blocks import View
-from cbkd_jax.objectives.maps import flatten
+from cbkd_jax.objectives.maps import flatten, l2_normalize
 from cbkd_jax.objectives.method import BatchWise
 from cbkd_jax.objectives.places import Looking
-from cbkd_jax.objectives.relations import (
-  directions,
-  squared_distances,
-  without_diagonal,
-)
+from cbkd_jax.objectives.relations import squared_distances, without_diagonal
 
 _SMALLEST = 1e-12  # Squared distance.
 
 
 def relative_distances(x: jax.Array, squared: bool) -> jax.Array:
-  """`[batch, batch]` distances divided by the mean of those of two examples.
+  """Distances of all pairs, divided by the mean of those off the diagonal.
 
   Args:
     x: `[batch, features]`.
-    squared: of squared distances.
+    squared: squared distances in place of distances.
+
+  Returns:
+    `[batch, batch]`.
   """
   distances = squared_distances(x, _SMALLEST)
   if not squared:
@@ -44,11 +43,16 @@ def relative_distances(x: jax.Array, squared: bool) -> jax.Array:
 
 
 def angles(x: jax.Array) -> jax.Array:
-  """`[batch, batch, batch]`: at (i, j, k) the cosine of the angle j-i-k.
+  """Cosines of the angles in all triples of examples.
 
-  0 where i is j or k, or coincides with it.
+  Args:
+    x: `[batch, features]`.
+
+  Returns:
+    `[batch, batch, batch]`, at (i, j, k) that of the angle j-i-k; 0 where i is
+    j or k, or coincides with it.
   """
-  edges = directions(x[None] - x[:, None], _SMALLEST)
+  edges = l2_normalize(x[None] - x[:, None])
   return jnp.einsum('ijf,ikf->ijk', edges, edges, precision='highest')
 
 
@@ -86,8 +90,10 @@ def rkd_loss(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RelationalKnowledgeDistillation(Looking, BatchWise):
-  """`rkd(distance=25, angle=50)`, on the pooled vector; RepDistiller's
-  weights. `squared` takes squared distances."""
+  """`rkd(distance=25, angle=50)`, on the pooled vector.
+
+  The weights are RepDistiller's. `squared=True` takes squared distances.
+  """
 
   distance: float = 25.0
   angle: float = 50.0

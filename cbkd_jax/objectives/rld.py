@@ -13,15 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from cbkd_jax.blocks import View
-from cbkd_jax.objectives.dkd import (
+from cbkd_jax.objectives.kd import kd_loss, standardize
+from cbkd_jax.objectives.logits import (
   EXCLUDED,
   is_class,
   log_odds,
   two_way_kl,
-  warm_up,
 )
-from cbkd_jax.objectives.kd import kd_loss, standardize
-from cbkd_jax.objectives.method import Method
+from cbkd_jax.objectives.method import Method, warm_up
 
 
 def rld_loss(

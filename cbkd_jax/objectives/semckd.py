@@ -14,55 +14,15 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from cbkd_jax.blocks import View
 from cbkd_jax.errors import UserError
-from cbkd_jax.models import layers
 from cbkd_jax.objectives.maps import flatten, match_sizes
 from cbkd_jax.objectives.method import BatchWise, Learned
 from cbkd_jax.objectives.places import Looking
-from cbkd_jax.objectives.regressors import (
-  apply_module,
-  batch_norm,
-  conv,
-  init_module,
-)
-
-
-class Embedding(nn.Module):
-  """Of rows of similarities: dense - ReLU - dense, at length 1."""
-
-  width: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    init = layers.DENSE_INIT
-    x = nn.relu(nn.Dense(2 * self.width, kernel_init=init, name='dense1')(x))
-    x = nn.Dense(self.width, kernel_init=init, name='dense2')(x)
-    squared = jnp.sum(x * x, axis=-1, keepdims=True)
-    # A tiny norm instead of 1 would make the gradient at 0 huge.
-    return x / jnp.sqrt(jnp.where(squared > 1e-24, squared, 1.0))
-
-
-class Projection(nn.Module):
-  """1x1 - 3x3 - 1x1 convolutions, the first two normalised, with ReLU."""
-
-  width: int
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    for i, kernel in enumerate((1, 3), 1):
-      x = conv(2 * self.width, kernel, name=f'conv{i}')(x)
-      x = nn.relu(batch_norm(train, self.axis_name, name=f'norm{i}')(x))
-    return conv(self.width, name='conv3')(x)
-
-
-def similarities(x: jax.Array) -> jax.Array:
-  """`[batch, batch]` inner products of the examples' maps."""
-  x = flatten(x)
-  return jnp.matmul(x, x.T, precision='highest')
+from cbkd_jax.objectives.regressors import apply_module, init_module
+from cbkd_jax.objectives.relations import gram
+from cbkd_jax.objectives.semckd_networks import Embedding, Projection
 
 
 def attention(
@@ -202,7 +162,9 @@ class SemanticCalibration(Looking, Learned, BatchWise):
     """`[batch, layers, width]`."""
     return jnp.stack(
       [
-        self._embedding.apply({'params': params[f'cut_{cut}']}, similarities(x))
+        self._embedding.apply(
+          {'params': params[f'cut_{cut}']}, gram(flatten(x))
+        )
         for cut, x in maps.items()
       ],
       axis=1,

@@ -16,56 +16,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cbkd_jax.blocks import HeadOutput, View
+from cbkd_jax.blocks import View
 from cbkd_jax.errors import UserError
 from cbkd_jax.objectives.maps import match_sizes
 from cbkd_jax.objectives.method import Learned
 from cbkd_jax.objectives.regressors import (
   apply_module,
-  batch_norm,
-  conv,
   init_module,
+  same_shapes,
 )
-
-
-class Projector(nn.Module):
-  """1x1 - 3x3 - 1x1 convolutions, each normalised and with a ReLU.
-
-  Attributes:
-    width: the teacher's channels.
-    factor: the inner width is width // factor.
-    axis_name: the replicas' axis.
-  """
-
-  width: int
-  factor: int
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    mid = self.width // self.factor
-    for i, (width, kernel) in enumerate(
-      ((mid, 1), (mid, 3), (self.width, 1)), 1
-    ):
-      x = conv(width, kernel, name=f'conv{i}')(x)
-      x = nn.relu(batch_norm(train, self.axis_name, name=f'norm{i}')(x))
-    return x
-
-
-class ProjectedHead(nn.Module):
-  """A student's head: a projector and the teacher's frozen head behind it.
-
-  `train` is the projector's; the teacher's head always runs in eval mode.
-  """
-
-  projector: nn.Module
-  head: nn.Module
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> HeadOutput:
-    out = self.head(self.projector(x, train), train=False)
-    # It is not the student's own map that the teacher's head normalised.
-    return out._replace(normalized_input=None)
+from cbkd_jax.objectives.simkd_networks import ProjectedHead, Projector
 
 
 def simkd_loss(projected: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -108,14 +68,12 @@ class ReusedClassifier(Learned):
     self, rng: jax.Array, student_view: View, teacher_view: View
   ) -> dict[str, Any]:
     ours, theirs = student_view.features[-1], teacher_view.features[-1]
-    (height, width), (least_height, least_width) = (
-      x.shape[1:3] for x in (ours, theirs)
-    )
-    if height > least_height or width > least_width:
+    size, limit = ours.shape[1:3], theirs.shape[1:3]
+    if size[0] > limit[0] or size[1] > limit[1]:
       # The loss could pool it. The head that predicts sees no teacher.
       raise UserError(
-        f"{self.name}: the student's deepest map is {height}x{width}, larger "
-        f"than the teacher's {least_height}x{least_width}"
+        f"{self.name}: the student's deepest map is {size[0]}x{size[1]}, "
+        f"larger than the teacher's {limit[0]}x{limit[1]}"
       )
     channels = theirs.shape[-1]
     if self.factor > channels:
@@ -160,17 +118,23 @@ class ReusedClassifier(Learned):
     Args:
       head: the teacher's.
       width: the teacher's deepest channels.
+
+    Returns:
+      A module, map `[batch, h, w, c]` -> HeadOutput.
     """
     return ProjectedHead(self._projector(width), head)
 
   def head_variables(
     self, variables: dict[str, Any], teacher_head: tuple[Any, Any]
   ) -> tuple[Any, Any]:
-    """(params, batch_stats) of `student_head`.
+    """The variables of `student_head`.
 
     Args:
       variables: the method's.
       teacher_head: (params, batch_stats) of the teacher's head.
+
+    Returns:
+      (params, batch_stats).
     """
     params, stats = teacher_head
     return (
@@ -182,11 +146,7 @@ class ReusedClassifier(Learned):
     self, variables: dict[str, Any], previous: dict[str, Any]
   ) -> dict[str, Any]:
     """The projector is a part of the student and goes on with it."""
-
-    def shapes(tree):
-      return jax.tree.map(lambda x: x.shape, tree)
-
-    return previous if shapes(previous) == shapes(variables) else variables
+    return previous if same_shapes(previous, variables) else variables
 
   def _projector(self, width: int) -> Projector:
     return Projector(width, self.factor, self.setting.axis_name)

@@ -13,15 +13,22 @@ import jax
 import jax.numpy as jnp
 
 from cbkd_jax.blocks import View
-from cbkd_jax.objectives.maps import flatten
+from cbkd_jax.objectives.maps import flatten, l2_normalize
 from cbkd_jax.objectives.method import BatchWise
 from cbkd_jax.objectives.places import Looking
-from cbkd_jax.objectives.relations import directions, gram
+from cbkd_jax.objectives.relations import gram
 
 
 def similarity(x: jax.Array) -> jax.Array:
-  """`[batch, batch]` inner products of examples, each row at norm 1."""
-  return directions(gram(flatten(x)), 1e-12)
+  """Inner products of all pairs of examples, each row at norm 1.
+
+  Args:
+    x: features `[batch, ...]`.
+
+  Returns:
+    `[batch, batch]`.
+  """
+  return l2_normalize(gram(flatten(x)))
 
 
 def sp_loss(
@@ -44,7 +51,7 @@ def sp_loss(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimilarityPreserving(Looking, BatchWise):
-  """`sp`, on the deepest map; RepDistiller's weight is 3000."""
+  """`sp()`, on the deepest map; RepDistiller's weight is 3000."""
 
   at: str | int | tuple = 'last'
 

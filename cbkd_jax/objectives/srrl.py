@@ -28,7 +28,12 @@ from cbkd_jax.objectives.regressors import (
 
 
 class Connector(nn.Module):
-  """1x1 convolution without bias, normalisation, ReLU; then the mean map."""
+  """1x1 convolution without bias, normalisation, ReLU; mean over positions.
+
+  Attributes:
+    width: output channels.
+    axis_name: the replicas' axis.
+  """
 
   width: int
   axis_name: str | None = None

@@ -21,7 +21,12 @@ from cbkd_jax.objectives.regressors import conv, init_module
 
 
 class Regressor(nn.Module):
-  """1x1 - ReLU - 1x1 - ReLU - 1x1 convolutions without biases."""
+  """1x1 - ReLU - 1x1 - ReLU - 1x1 convolutions without biases.
+
+  Attributes:
+    width: the teacher's channels.
+    mid: the inner channels.
+  """
 
   width: int
   mid: int
@@ -34,7 +39,15 @@ class Regressor(nn.Module):
 
 
 def initial_log_scale(variance: float, epsilon: float) -> float:
-  """The log scale at which `vid_loss` has this variance."""
+  """The log scale at which `vid_loss` has a given variance.
+
+  Args:
+    variance: above epsilon.
+    epsilon: the smallest one.
+
+  Returns:
+    A number.
+  """
   return math.log(math.expm1(variance - epsilon))
 
 
@@ -63,9 +76,12 @@ def vid_loss(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VariationalInformationDistillation(Looking, Learned):
-  """`vid(variance=5.0, epsilon=1e-5)`; the regressor's mid width is the
-  teacher's. (mdistiller forgets to train the log scales; here, as in
-  RepDistiller, they are trained.)"""
+  """`vid(variance=5.0, epsilon=1e-5)`, at every block's end.
+
+  `variance` is the initial one. The regressor's inner width is the teacher's.
+  The log scales are trained, as in RepDistiller; mdistiller does not hand them
+  to its optimiser.
+  """
 
   variance: float = 5.0
   epsilon: float = 1e-5
@@ -88,9 +104,7 @@ class VariationalInformationDistillation(Looking, Learned):
     self, rng: jax.Array, student_view: View, teacher_view: View
   ) -> dict[str, Any]:
     params = {}
-    for cut, ours, theirs in zip(
-      self.places, self.look(student_view), self.look(teacher_view)
-    ):
+    for cut, ours, theirs in self.pairs(student_view, teacher_view):
       width = theirs.shape[-1]
       key = jax.random.fold_in(rng, cut)
       regressor, _ = init_module(Regressor(width, width), key, ours)
@@ -108,9 +122,7 @@ class VariationalInformationDistillation(Looking, Learned):
     teacher_view: View,
   ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
     total = jnp.float32(0)
-    for cut, ours, theirs in zip(
-      self.places, self.look(student_view), self.look(teacher_view)
-    ):
+    for cut, ours, theirs in self.pairs(student_view, teacher_view):
       params = variables['params'][f'cut_{cut}']
       width = theirs.shape[-1]
       ours, theirs = match_sizes(ours, theirs)

@@ -81,8 +81,6 @@ def test_published_with_cross_entropy_and_warm_up():
 
 
 def test_warms_up():
-  found = [float(dkd.warm_up(jnp.float32(e), 20.0)) for e in (1, 10, 20, 40)]
-  np.testing.assert_allclose(found, [0.05, 0.5, 1.0, 1.0])
   method = DecoupledKnowledgeDistillation()
   views = view([[0.3, 2.0, 1.0]]), view([[0.0, 1.0, 5.0]])
   run = jax.jit(

@@ -1,12 +1,13 @@
 """FitNet against published and hand-made numbers."""
 
+import math
+
 import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from cbkd_jax.blocks import View
 from cbkd_jax.errors import UserError
@@ -31,35 +32,24 @@ def layer(get, prefix=''):
 
 
 def build(get, prefix='', block=0):
-  # A bias in front of batch normalisation has gradient 0 but for rounding:
-  # it is compared as a part of its layer.
-  leaves = jax.tree.leaves(layer(get, prefix))
   return {
     'student': published.feature(get(f'student_feat_{block}')),
-    'conv': np.concatenate([np.ravel(x) for x in leaves]),
-    'norm': {
-      'scale': get(f'{prefix}bn.weight'),
-      'bias': get(f'{prefix}bn.bias'),
+    'params': {
+      'conv': layer(get, prefix),
+      'norm': published.batch_norm(get, f'{prefix}bn'),
     },
   }
 
 
-def params(tree, case, prefix=''):
-  like = jax.tree.map(jnp.asarray, layer(lambda n: case[n], prefix))
-  return {'conv': ravel_pytree(like)[1](tree['conv']), 'norm': tree['norm']}
-
-
 def statistics(case, prefix=''):
-  return {
-    'mean': jnp.asarray(case[f'{prefix}bn.running_mean']),
-    'var': jnp.asarray(case[f'{prefix}bn.running_var']),
-  }
+  found = published.statistics(lambda n: case[n], f'{prefix}bn')
+  return jax.tree.map(jnp.asarray, found)
 
 
 def by_method(tree, case):
   """(loss, new state) of the method at its default place."""
   variables = {
-    'params': {'cut_0': params(tree, case)},
+    'params': {'cut_0': tree['params']},
     'state': {'cut_0': {'norm': statistics(case)}},
   }
   teacher = published.feature(case['teacher_feat_0'])
@@ -80,7 +70,11 @@ def by_method(tree, case):
   ],
 )
 def test_published(name):
-  published.check(name, build, by_method)
+  (state,) = published.check(name, build, by_method)
+  batch, _, *size = golden.load(f'losses/{name}')['teacher_feat_0'].shape
+  published.check_statistics(
+    name, 'bn', state['cut_0']['norm'], batch * math.prod(size)
+  )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +89,7 @@ def test_published_by_running_statistics(name):
     teacher = jnp.asarray(published.feature(case['teacher_feat_0']))
     regressed, _ = apply_module(
       ConvRegressor(teacher.shape[-1], teacher.shape[1]),
-      params(tree, case),
+      tree['params'],
       {'norm': statistics(case)},
       tree['student'],
       train=False,
@@ -115,7 +109,7 @@ def test_the_recipe_published():
   def loss(tree, case):
     method = fitnet.FitNet(setting=Setting(blocks=3, trained=(0, 1, 2)))
     variables = {
-      'params': {'cut_1': params(tree, case, prefix)},
+      'params': {'cut_1': tree['params']},
       'state': {'cut_1': {'norm': statistics(case, prefix)}},
     }
     teacher = jnp.asarray(published.feature(case['teacher_feat_2']))
@@ -128,25 +122,6 @@ def test_the_recipe_published():
     return cross_entropy(tree['logits'], case['labels']) + weight * value
 
   published.check('fitnet__md_forward_train', both, loss)
-
-
-def test_running_statistics_published():
-  case = golden.load('losses/fitnet__rep_student_2x_larger_train')
-  with jax.enable_x64():
-    tree = jax.tree.map(jnp.asarray, build(lambda n: case[n]))
-    _, state = jax.device_get(jax.jit(lambda t: by_method(t, case))(tree))
-  found = state['cut_0']['norm']
-  np.testing.assert_allclose(
-    found['mean'], case['after_bn.running_mean'], rtol=1e-9
-  )
-  # Torch keeps the unbiased variance of the batch, flax the biased one.
-  n = 3 * 4 * 4
-  old = 0.9 * case['bn.running_var']
-  np.testing.assert_allclose(
-    old + (found['var'] - old) * n / (n - 1),
-    case['after_bn.running_var'],
-    rtol=1e-9,
-  )
 
 
 def test_by_hand():

@@ -55,21 +55,6 @@ def test_by_hand():
   assert not np.any(grads)
 
 
-@pytest.mark.parametrize(
-  ('trained', 'at', 'expected'),
-  [
-    ((0,), 'cuts', (0, 1, 2, 3)),
-    ((1,), 'cuts', (0, 1, 2, 3)),
-    ((2,), 'cuts', (1, 2, 3)),
-    ((3,), 'cuts', (2, 3)),
-    ((3,), (0, 1, 3), (1, 3)),
-    ((1, 2), 'trained', (1, 2)),
-  ],
-)
-def test_a_pair_needs_a_block_that_changes(trained, at, expected):
-  assert method(4, trained, at=at).places == expected
-
-
 def test_a_single_place_is_refused():
   alone = method(3, (1,), at='trained')
   with pytest.raises(UserError, match=r"^fsp\.at = 'trained': .* block 1 alon"):

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from cbkd_jax.blocks import View
 from cbkd_jax.errors import UserError
-from cbkd_jax.objectives import ft
+from cbkd_jax.objectives import ft, ft_networks
 from cbkd_jax.objectives.method import Setting
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -25,88 +24,49 @@ def view(*features):
   return View(None, features, features, None)
 
 
+def layers(prefix):
+  """Our names of three torch layers' parts, and theirs."""
+  return [
+    (f'{kind}{i + 1}', f'{prefix}.{3 * i + j}')
+    for i in range(3)
+    for j, kind in enumerate(('conv', 'norm'))
+  ]
+
+
 def coder(get, prefix, use_bn):
-  """(params, batch_stats) of three torch layers; convolutions by name."""
-  params, stats = {}, {}
-  for i in range(3):
-    conv, norm = f'{prefix}.{3 * i}', f'{prefix}.{3 * i + 1}'
-    params[f'conv{i + 1}'] = {
-      'kernel': published.conv(get(f'{conv}.weight')),
-      'bias': get(f'{conv}.bias'),
-    }
-    if use_bn:
-      params[f'norm{i + 1}'] = {
-        'scale': get(f'{norm}.weight'),
-        'bias': get(f'{norm}.bias'),
-      }
-      stats[f'norm{i + 1}'] = norm
-  return params, stats
+  params = {}
+  for ours, theirs in layers(prefix):
+    if ours.startswith('conv'):
+      kernel = published.conv(get(f'{theirs}.weight'))
+      params[ours] = {'kernel': kernel, 'bias': get(f'{theirs}.bias')}
+    elif use_bn:
+      params[ours] = published.batch_norm(get, theirs)
+  return params
 
 
-def running(names, case, prefix=''):
-  """The batch statistics whose torch names `coder` gave."""
-  return jax.tree.map(
-    lambda n: {
-      'mean': case[f'{prefix}{n}.running_mean'],
-      'var': case[f'{prefix}{n}.running_var'],
-    },
-    names,
-  )
-
-
-def is_conv(tree):
-  return 'kernel' in tree
-
-
-def pack(params):
-  """One array per convolution.
-
-  A bias in front of batch normalisation has gradient 0 but for rounding: it is
-  compared as a part of its layer.
-  """
-  return jax.tree.map(
-    lambda layer: (
-      np.concatenate([np.ravel(x) for x in jax.tree.leaves(layer)])
-      if is_conv(layer)
-      else layer
-    ),
-    params,
-    is_leaf=is_conv,
-  )
-
-
-def unpack(packed, params):
-  return jax.tree.map(
-    lambda found, like: (
-      ravel_pytree(jax.tree.map(jnp.asarray, like))[1](found)
-      if is_conv(like)
-      else found
-    ),
-    packed,
-    params,
-    is_leaf=lambda x: not isinstance(x, dict) or 'scale' in x,
-  )
+def running(get, prefix):
+  return {
+    ours: published.statistics(get, theirs)
+    for ours, theirs in layers(prefix)
+    if ours.startswith('norm')
+  }
 
 
 def autoencoder(get, prefix='', use_bn=False):
-  parts = {
-    n: coder(get, f'{prefix}{n}', use_bn) for n in ('encoder', 'decoder')
-  }
-  return tuple({n: pair[i] for n, pair in parts.items()} for i in range(2))
+  return {n: coder(get, f'{prefix}{n}', use_bn) for n in ('encoder', 'decoder')}
 
 
-def reconstruction(packed, case):
+def reconstruction(params, case):
   """(loss, new state) of the pre-stage."""
   use_bn = bool(case['hp_use_bn'])
-  params, names = autoencoder(lambda n: case[n], use_bn=use_bn)
   method = ft.FactorTransfer(
     k=float(case['hp_k']), use_bn=use_bn, setting=PREPARING
   )
-  stats = running(names, case) if use_bn else {}
+  stats = {n: running(lambda m: case[m], n) for n in params} if use_bn else {}
   teacher = view(jnp.asarray(published.feature(case['teacher_feat_0'])))
   value, _, state = method.loss(
     {
-      'params': {'cut_0': {'paraphraser': unpack(packed, params)}},
+      'params': {'cut_0': {'paraphraser': params}},
       'state': {'cut_0': {'paraphraser': jax.tree.map(jnp.asarray, stats)}},
     },
     teacher,
@@ -119,29 +79,23 @@ def transfer(tree, case):
   """(loss, new state) of the student's stage."""
 
   def get(name):
-    return case[name]
+    return jnp.asarray(case[name])
 
-  params, names = coder(get, 'translator.encoder', True)
-  stats = running(names, case)
-  frozen = autoencoder(get, 'paraphraser.')[0]
   method = ft.FactorTransfer(
     p1=int(case['hp_p1']), p2=int(case['hp_p2']), k=float(case['hp_k'])
   )
+  frozen = autoencoder(get, 'paraphraser.')
+  state = {
+    'translator': running(get, 'translator.encoder'),
+    'paraphraser': {'params': frozen, 'batch_stats': {}},
+  }
   value, _, state = method.loss(
     {
-      'params': {'cut_0': {'translator': unpack(tree['translator'], params)}},
-      'state': jax.tree.map(
-        jnp.asarray,
-        {
-          'cut_0': {
-            'translator': stats,
-            'paraphraser': {'params': frozen, 'batch_stats': {}},
-          }
-        },
-      ),
+      'params': {'cut_0': {'translator': tree['translator']}},
+      'state': {'cut_0': state},
     },
     view(tree['student']),
-    view(jnp.asarray(published.feature(case['teacher_feat_0']))),
+    view(published.feature(get('teacher_feat_0'))),
   )
   return value, state
 
@@ -149,32 +103,39 @@ def transfer(tree, case):
 def build_transfer(get):
   return {
     'student': published.feature(get('student_feat_0')),
-    'translator': pack(coder(get, 'translator.encoder', True)[0]),
+    'translator': coder(get, 'translator.encoder', True),
   }
 
 
-def assert_statistics(found, names, case, n):
-  """Torch keeps the unbiased variance of the batch, flax the biased one."""
-  after, before = (running(names, case, p) for p in ('after_', ''))
-  for name, expected in after.items():
-    np.testing.assert_allclose(found[name]['mean'], expected['mean'], rtol=1e-9)
-    old = 0.9 * before[name]['var']
-    np.testing.assert_allclose(
-      old + (found[name]['var'] - old) * n / (n - 1), expected['var'], rtol=1e-9
-    )
+def check_statistics(name, prefix, found, count):
+  for ours, theirs in layers(prefix):
+    if ours.startswith('norm'):
+      published.check_statistics(name, theirs, found[ours], count)
 
 
 @pytest.mark.parametrize('use_bn', [False, True])
 def test_the_paraphraser_published(use_bn):
-  published.check(
-    'ft__rep_paraphraser_reconstruction' + '_bn' * use_bn,
-    lambda get: pack(autoencoder(get, use_bn=use_bn)[0]),
-    reconstruction,
+  name = 'ft__rep_paraphraser_reconstruction' + '_bn' * use_bn
+  (state,) = published.check(
+    name, lambda get: autoencoder(get, use_bn=use_bn), reconstruction
   )
+  if use_bn:
+    for part, found in state['cut_0']['paraphraser'].items():
+      check_statistics(name, part, found, 4 * 5 * 5)
 
 
 def test_the_translator_published():
-  published.check(CASE, build_transfer, transfer)
+  (state,) = published.check(CASE, build_transfer, transfer)
+  state = state['cut_0']
+  check_statistics(CASE, 'translator.encoder', state['translator'], 4 * 6 * 6)
+  # What is frozen comes out as it went in.
+  case = golden.load(f'losses/{CASE}')
+  frozen = autoencoder(lambda n: case[n], 'paraphraser.')
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    state['paraphraser'],
+    {'params': frozen, 'batch_stats': {}},
+  )
 
 
 def test_factors_published():
@@ -187,32 +148,6 @@ def test_factors_published():
       int(case['hp_p1']),
       int(case['hp_p2']),
     ),
-  )
-
-
-def test_state_published():
-  case = golden.load('losses/ft__rep_paraphraser_reconstruction_bn')
-  with jax.enable_x64():
-    params, names = autoencoder(lambda n: case[n], use_bn=True)
-    _, state = jax.device_get(
-      jax.jit(lambda t: reconstruction(t, case))(pack(params))
-    )
-  for part in ('encoder', 'decoder'):
-    found = state['cut_0']['paraphraser'][part]
-    assert_statistics(found, names[part], case, 4 * 5 * 5)
-
-  case = golden.load(f'losses/{CASE}')
-  with jax.enable_x64():
-    tree = jax.tree.map(jnp.asarray, build_transfer(lambda n: case[n]))
-    _, state = jax.device_get(jax.jit(lambda t: transfer(t, case))(tree))
-  names = coder(lambda n: case[n], 'translator.encoder', True)[1]
-  assert_statistics(state['cut_0']['translator'], names, case, 4 * 6 * 6)
-  # What is frozen comes out as it went in.
-  frozen = autoencoder(lambda n: case[n], 'paraphraser.')[0]
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    state['cut_0']['paraphraser'],
-    {'params': frozen, 'batch_stats': {}},
   )
 
 
@@ -339,11 +274,11 @@ def test_statistics_are_those_of_all_replicas(preparing):
       'params': variables['params']['cut_0']['translator'],
       'batch_stats': variables['state']['cut_0']['translator'],
     }
-    translated, _ = ft.Coder((2, 1, 1), True, axis_name='replicas').apply(
-      own, x, True, mutable=['batch_stats']
-    )
+    translated, _ = ft_networks.Coder(
+      (2, 1, 1), True, axis_name='replicas'
+    ).apply(own, x, True, mutable=['batch_stats'])
     frozen = variables['state']['cut_0']['paraphraser']
-    target, _ = ft.Paraphraser(2, 1, True).apply(frozen, x, False)
+    target, _ = ft_networks.Paraphraser(2, 1, True).apply(frozen, x, False)
     return value, state, ft.factor_loss(translated, target)
 
   value, state, expected = jax.jit(jax.vmap(loss, axis_name='replicas'))(x)

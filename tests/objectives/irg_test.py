@@ -50,15 +50,14 @@ def test_by_hand():
 
 
 def test_transformations_follow_the_trained_blocks():
-  def pairs(**options):
-    return irg.InstanceRelationshipGraph(**options).pairs
+  def blocks(**options):
+    return irg.InstanceRelationshipGraph(**options).places
 
   everything = Setting(blocks=4, trained=(0, 1, 2, 3))
-  assert pairs(setting=everything) == ((0, 1), (1, 2), (2, 3))
-  assert pairs(at=(3, 1), setting=everything) == ((1, 3),)
-  # Constant up to block 1.
-  stage = Setting(blocks=4, trained=(2,))
-  assert pairs(setting=stage) == ((1, 2), (2, 3))
+  assert blocks(setting=everything) == (0, 1, 2, 3)
+  assert blocks(at=(3, 1), setting=everything) == (1, 3)
+  # Constant up to block 1, where the first of them starts.
+  assert blocks(setting=Setting(blocks=4, trained=(2,))) == (1, 2, 3)
 
 
 def test_of_the_teacher_with_itself_is_zero_and_equal_examples_are_finite():

@@ -15,8 +15,10 @@ from cbkd_jax.objectives.method import (
   Method,
   Setting,
   published_epoch,
+  warm_up,
 )
 from cbkd_jax.objectives.places import Looking
+from cbkd_jax.objectives.regressors import Connected
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -41,15 +43,28 @@ class Bare(Mixed):
   pass
 
 
-def test_options_are_fields_own_ones_first():
+def test_options_are_fields_shared_ones_last():
   assert list(Method.options()) == []
   assert list(Sample.options()) == ['number', 'other', 'word']
-  options = list(Mixed.options())
-  assert options[:2] == ['zeal', 'ardour']
-  assert set(options[2:]) == {'at', 'learning_rate', 'global_batch'}
+  options = ['zeal', 'ardour', 'at', 'learning_rate', 'global_batch']
+  assert list(Mixed.options()) == options
   # A class that adds none shows what it inherits, and no class variables.
-  assert set(Bare.options()) == set(options)
+  assert list(Bare.options()) == options
   assert Mixed.options()['zeal'].default == 1.0
+
+
+def test_a_shared_option_with_another_default_is_no_own_one():
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Sure(Connected, Mixed):
+    regressor: str = 'none'
+    at: str = 'last'
+    more: int = 1
+
+  *own, at, rate, batch, regressor = Sure.options().values()
+  assert {field.name for field in own} == {'zeal', 'ardour', 'more'}
+  assert (at.name, at.default) == ('at', 'last')
+  assert (rate.name, batch.name) == ('learning_rate', 'global_batch')
+  assert (regressor.name, regressor.default) == ('regressor', 'none')
 
 
 def test_all_bases_check_their_options():
@@ -172,3 +187,9 @@ def test_last_batches_that_are_dropped_do_not_shift_epochs():
   np.testing.assert_array_equal(
     epochs(setting, steps), [1, 1, 2, 239, 240, 240]
   )
+
+
+def test_a_weight_warms_up():
+  found = [float(warm_up(jnp.float32(e), 20.0)) for e in (1, 10, 20, 40)]
+  np.testing.assert_allclose(found, [0.05, 0.5, 1.0, 1.0])
+  assert warm_up(jnp.float32(1), 0.0) == 1.0

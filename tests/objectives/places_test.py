@@ -8,7 +8,7 @@ import pytest
 from cbkd_jax.blocks import View
 from cbkd_jax.errors import UserError
 from cbkd_jax.objectives.method import Setting
-from cbkd_jax.objectives.places import Looking
+from cbkd_jax.objectives.places import Consecutive, Looking
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,11 @@ class Pooling(Glance):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Whole(Glance):
   whole = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairing(Consecutive):
+  name = 'pairing'
 
 
 # Phases of five blocks: the first, a middle and the last one trains, all do.
@@ -82,6 +87,58 @@ def test_look():
   assert found is features[2]
   (found,) = Pooling(at='pooled', setting=setting).look(view)
   assert found is view.pooled
+
+
+def test_look_at_pre_activations():
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Before(Glance):
+    pre_activations = True
+
+  view = View(None, (None, None), (jnp.zeros(1), jnp.ones(1)), None)
+  (found,) = Before(at=1, setting=Setting(blocks=2)).look(view)
+  assert found is view.pre_activations[1]
+
+
+def test_pairs():
+  one, two = (
+    View(None, tuple(jnp.full((1,), i + k) for i in range(3)), (), jnp.ones(1))
+    for k in (0, 10)
+  )
+  setting = Setting(blocks=3, trained=(1,))
+  found = Glance(setting=setting).pairs(one, two)
+  assert [(cut, int(x[0]), int(y[0])) for cut, x, y in found] == [
+    (1, 1, 11),
+    (2, 2, 12),
+  ]
+  # A pooled vector is behind no block.
+  with pytest.raises(ValueError, match='longer than'):
+    Pooling(at='pooled', setting=setting).pairs(one, two)
+
+
+@pytest.mark.parametrize(
+  ('trained', 'at', 'expected'),
+  [
+    ((0,), 'cuts', (0, 1, 2, 3)),
+    ((1,), 'cuts', (0, 1, 2, 3)),
+    ((2,), 'cuts', (1, 2, 3)),
+    ((3,), 'cuts', (2, 3)),
+    ((3,), (0, 1, 3), (1, 3)),
+    ((1, 2), 'trained', (1, 2)),
+  ],
+)
+def test_a_pair_of_blocks_needs_one_that_changes(trained, at, expected):
+  method = Pairing(at=at, setting=Setting(blocks=4, trained=trained))
+  assert method.places == expected
+  method.check_places()
+
+
+def test_a_single_block_is_no_pair():
+  with pytest.raises(UserError) as caught:
+    Pairing(at='last', setting=Setting(blocks=3)).check_places()
+  assert str(caught.value) == (
+    "pairing.at = 'last': pairing relates a block to an earlier one, and this "
+    'is block 2 alone'
+  )
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,9 @@ def test_regressed_maps_published(name, train):
         'kernel': published.conv(case['conv.weight']),
         'bias': case['conv.bias'],
       },
-      'norm': {'scale': case['bn.weight'], 'bias': case['bn.bias']},
+      'norm': published.batch_norm(lambda n: case[n], 'bn'),
     }
-    stats = {
-      'norm': {'mean': case['bn.running_mean'], 'var': case['bn.running_var']}
-    }
+    stats = {'norm': published.statistics(lambda n: case[n], 'bn')}
 
     @jax.jit
     def apply(params, stats, x):
@@ -69,7 +67,7 @@ def test_regressed_maps_published(name, train):
   expected = published.feature(case['aux_regressed_student'])
   np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
   assert (plain < 0).any()
-  np.testing.assert_array_equal(np.maximum(plain, 0), found)
+  np.testing.assert_allclose(np.maximum(plain, 0), found, rtol=1e-12)
   name = 'after_bn.running_mean' if train else 'bn.running_mean'
   np.testing.assert_allclose(after['norm']['mean'], case[name], rtol=1e-9)
 
@@ -164,6 +162,13 @@ def test_connectors_where_widths_differ():
   kernel = params['cut_3']['kernel'][0, 0]
   expected = np.asarray(student[1]) @ np.asarray(kernel) + 1
   np.testing.assert_allclose(two, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_same_shapes():
+  tree = {'a': random(2, 3), 'b': {}}
+  assert regressors.same_shapes(tree, {'a': shape(2, 3), 'b': {}})
+  for other in {'a': shape(3, 2), 'b': {}}, {'a': shape(2, 3)}, {}:
+    assert not regressors.same_shapes(tree, other)
 
 
 def test_no_connectors_wanted():

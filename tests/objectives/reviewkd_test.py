@@ -1,6 +1,5 @@
 """ReviewKD against published and hand-made numbers."""
 
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from cbkd_jax.blocks import View
 from cbkd_jax.errors import UserError
-from cbkd_jax.objectives import reviewkd
+from cbkd_jax.objectives import reviewkd, reviewkd_networks
 from cbkd_jax.objectives.method import Setting
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -23,11 +22,7 @@ def fusion_params(get, prefix='', attention=True):
     f'conv{i}': {'kernel': published.conv(get(f'{prefix}conv{i}.0.weight'))}
     for i in (1, 2)
   } | {
-    f'norm{i}': {
-      'scale': get(f'{prefix}conv{i}.1.weight'),
-      'bias': get(f'{prefix}conv{i}.1.bias'),
-    }
-    for i in (1, 2)
+    f'norm{i}': published.batch_norm(get, f'{prefix}conv{i}.1') for i in (1, 2)
   }
   if attention:
     params['attention'] = {
@@ -39,31 +34,15 @@ def fusion_params(get, prefix='', attention=True):
 
 def fusion_state(get, prefix=''):
   return {
-    f'norm{i}': {
-      'mean': get(f'{prefix}conv{i}.1.running_mean'),
-      'var': get(f'{prefix}conv{i}.1.running_var'),
-    }
-    for i in (1, 2)
+    f'norm{i}': published.statistics(get, f'{prefix}conv{i}.1') for i in (1, 2)
   }
 
 
-def after_step(build, loss, case):
-  """The second thing that `loss` returns, for a float64 case."""
-  with jax.enable_x64(True):
-    found = jax.jit(lambda tree: loss(tree, case)[1])(build(case.__getitem__))
-    return jax.device_get(found)
-
-
-def same_statistics(after, case, prefix, count):
-  """Linen averages the biased variance of a batch, torch n/(n-1) of it."""
-  before = fusion_state(case.__getitem__, prefix)
-  expected = fusion_state(lambda n: case[f'after_{n}'], prefix)
-  for norm in 'norm1', 'norm2':
-    ours, old, theirs = after[norm], before[norm], expected[norm]
-    np.testing.assert_allclose(ours['mean'], theirs['mean'], rtol=1e-6)
-    unbiased = count / (count - 1)
-    var = 0.9 * old['var'] + unbiased * (ours['var'] - 0.9 * old['var'])
-    np.testing.assert_allclose(var, theirs['var'], rtol=1e-6)
+def check_statistics(name, prefix, found, count):
+  for i in (1, 2):
+    published.check_statistics(
+      name, f'{prefix}conv{i}.1', found[f'norm{i}'], count
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +74,9 @@ def test_fusion_published(fuse):
   def loss(tree, case):
     before = fusion_state(case.__getitem__)
     side = int(case['hp_out_shape'])
-    module = reviewkd.Fusion(7, int(case['hp_mid_channel']), (side, side))
+    module = reviewkd_networks.Fusion(
+      7, int(case['hp_mid_channel']), (side, side)
+    )
     (out, passed), updated = module.apply(
       {'params': tree['params'], 'batch_stats': before},
       tree['x'],
@@ -109,10 +90,8 @@ def test_fusion_published(fuse):
     )
     return value, updated['batch_stats']
 
-  published.check(name, build, loss)
-  case = golden.load(f'losses/{name}')
-  count = 3 * 8 * 8 if fuse else 6
-  same_statistics(after_step(build, loss, case), case, '', count)
+  (after,) = published.check(name, build, loss)
+  check_statistics(name, '', after, 3 * 8 * 8 if fuse else 6)
 
 
 def test_published():
@@ -150,11 +129,10 @@ def test_published():
     value, _, after = term.loss(variables, student, teacher, epoch=epoch)
     return value, after
 
-  published.check('reviewkd__md_full', build, loss)
-  case = golden.load('losses/reviewkd__md_full')
-  after = after_step(build, loss, case)
+  case_name = 'reviewkd__md_full'
+  (after,) = published.check(case_name, build, loss)
   for i, (name, side) in enumerate(zip(NAMES, (1, 3, 6, 12))):
-    same_statistics(after[name], case, f'abfs.{i}.', 4 * side**2)
+    check_statistics(case_name, f'abfs.{i}.', after[name], 4 * side**2)
 
 
 def test_hierarchical_loss_by_hand():

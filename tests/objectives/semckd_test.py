@@ -12,7 +12,10 @@ import pytest
 from cbkd_jax import errors
 from cbkd_jax.blocks import View
 from cbkd_jax.objectives import semckd
+from cbkd_jax.objectives.maps import flatten
 from cbkd_jax.objectives.method import Setting
+from cbkd_jax.objectives.relations import gram
+from cbkd_jax.objectives.semckd_networks import Embedding
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -43,19 +46,13 @@ def projection(get, name):
     kernel = published.conv(get(f'{name}.regressor.{at}.weight'))
     tree[f'conv{i}'] = {'kernel': kernel}
   for i, at in enumerate((1, 4), 1):
-    tree[f'norm{i}'] = {
-      'scale': get(f'{name}.regressor.{at}.weight'),
-      'bias': get(f'{name}.regressor.{at}.bias'),
-    }
+    tree[f'norm{i}'] = published.batch_norm(get, f'{name}.regressor.{at}')
   return tree
 
 
 def statistics(get, name):
   return {
-    f'norm{i}': {
-      'mean': get(f'{name}.regressor.{at}.running_mean'),
-      'var': get(f'{name}.regressor.{at}.running_var'),
-    }
+    f'norm{i}': published.statistics(get, f'{name}.regressor.{at}')
     for i, at in enumerate((1, 4), 1)
   }
 
@@ -111,11 +108,25 @@ def build(students, teachers, query, key):
   ('name', 'students', 'teachers', 'query', 'key'), CASES
 )
 def test_published(name, students, teachers, query, key):
-  published.check(
+  _, state = published.check(
     name,
     build(students, teachers, query, key),
     lambda tree, case: run(case, students, teachers, tree),
   )
+  case = golden.load(f'losses/{name}')
+  for i in range(students):
+    for j in range(teachers):
+      # Positions at the smaller of the two sizes.
+      sides = (
+        case[f'{side}_feat_{k}'].shape[-1]
+        for side, k in (('student', i), ('teacher', j))
+      )
+      count = int(case['hp_batch_size']) * min(sides) ** 2
+      found = state[f'cut_{i}'][f'cut_{j}']
+      for norm, at in ('norm1', 1), ('norm2', 4):
+        published.check_statistics(
+          name, f'regressor{i}{j}.regressor.{at}', found[norm], count
+        )
 
 
 def test_published_attention():
@@ -125,10 +136,10 @@ def test_published_attention():
 
     def embedded(side, params):
       rows = [
-        semckd.similarities(published.feature(case[f'{side}_feat_{i}']))
+        gram(flatten(published.feature(case[f'{side}_feat_{i}'])))
         for i in range(len(params))
       ]
-      embed = semckd.Embedding(int(case['hp_batch_size']) // 4)
+      embed = Embedding(int(case['hp_batch_size']) // 4)
       found = [
         embed.apply({'params': params[f'cut_{i}']}, row)
         for i, row in enumerate(rows)
@@ -144,31 +155,6 @@ def test_published_attention():
 
     found = weights(params)
   np.testing.assert_allclose(found, case['aux_attention'], rtol=1e-9)
-
-
-def test_published_state():
-  name, students, teachers, query, key = CASES[1]
-  case = golden.load(f'losses/{name}')
-  tree = build(students, teachers, query, key)(lambda n: case[n])
-  state = jax.jit(lambda tree: run(case, students, teachers, tree)[2])(tree)
-  for i in range(students):
-    for j in range(teachers):
-      # Positions in a batch of 16, at the smaller of the sizes 8 and 4.
-      count = 16 * (8 if i == j == 0 else 4) ** 2
-      before, after = (
-        statistics(
-          lambda n, prefix=prefix: case[prefix + n], f'regressor{i}{j}'
-        )
-        for prefix in ('', 'after_')
-      )
-      for norm, found in state[f'cut_{i}'][f'cut_{j}'].items():
-        # Torch keeps the unbiased variance of the batch, flax the biased one.
-        kept = 0.9 * before[norm]['var']
-        var = kept + (after[norm]['var'] - kept) * (count - 1) / count
-        np.testing.assert_allclose(found['var'], var, rtol=1e-5)
-        np.testing.assert_allclose(
-          found['mean'], after[norm]['mean'], atol=1e-5
-        )
 
 
 def test_by_hand():
