@@ -117,7 +117,7 @@ def test_equal_objectives_are_equal_and_hash_alike():
     ('-1*ce', 'weight -1.0 is out of range'),
     ('1e999*ce', 'weight inf is out of range'),
     ('1e999*0*ce', 'weight nan is out of range'),
-    ('dk', "method 'dk' is not known; did you mean 'kd'?"),
+    ('dk', "method 'dk' is not known; did you mean 'dkd'?"),
     ('ce + kdd(temperature=4)', "did you mean 'kd'?"),
     ('nothing', "'nothing' is not known; known: ab, at, cc, ce"),
     ('kd.loss()', "'kd.loss' is not a method's name"),
