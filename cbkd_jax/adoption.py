@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from cbkd_jax import blocks, checkpoints, workdir
+from cbkd_jax import blocks, checkpoints, step, workdir
 from cbkd_jax.errors import UserError
-from cbkd_jax.experiment import Experiment
+from cbkd_jax.experiment import Experiment, plan_augmentation
 
 
 def adopted_phases(
@@ -15,7 +15,8 @@ def adopted_phases(
     raise UserError('--from_workdir and --from_stage go together')
   if source is None:
     return []
-  names = [stage.name for stage in exp.stages]
+  plan = [stage.name for stage in exp.stages]
+  names = [stage.name for stage in exp.stages if not stage.prepares]
   if from_stage.isdigit() and 1 <= int(from_stage) <= len(names):
     from_stage = names[int(from_stage) - 1]
   if from_stage not in names:
@@ -23,7 +24,10 @@ def adopted_phases(
       f'--from_stage={from_stage}: must be one of {", ".join(names)} or '
       f'a number from 1 to {len(names)}'
     )
-  phases = ['teacher', *names[: names.index(from_stage)]]
+  first = plan.index(from_stage)
+  # A stage that runs anew has its pre-stage anew.
+  first -= exp.stages[first].prepared
+  phases = ['teacher', *plan[:first]]
   for phase in phases:
     if not checkpoints.is_finished(source / phase):
       raise UserError(
@@ -39,12 +43,17 @@ def _check_adopted(exp: Experiment, source: Path, phases: list[str]) -> None:
   checkpoints.read_variables(
     teacher, blocks.shapes(exp.teacher_network, exp.image_shape)
   )
+  teacher_shapes = blocks.shapes(exp.teacher_network, exp.image_shape)
   for stage in exp.stages[: len(phases)]:
-    checkpoints.read_trained(
-      source / stage.name,
-      blocks.shapes(exp.network(stage), exp.image_shape),
-      stage.trained,
-    )
+    shapes = blocks.shapes(exp.network(stage), exp.image_shape)
+    directory = source / stage.name
+    checkpoints.read_trained(directory, shapes, stage.trained)
+    spec = exp.spec(stage, plan_augmentation(exp.config), local=True)
+    if spec.objective.goes_on:
+      state = step.state_shapes(spec, shapes, teacher_shapes)
+      checkpoints.read_learned(
+        directory, state.params[-1], state.objective_state
+      )
   fields = [f'data.{field}' for field in exp.config['data']]
   _check_same(exp, source, '--from_workdir', fields)
 

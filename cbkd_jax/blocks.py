@@ -85,6 +85,14 @@ class Network:
   def parts(self) -> tuple[Any, ...]:
     return (*self.blocks, self.head)
 
+  def ends_pooled(self, image_shape: tuple[int, int, int]) -> bool:
+    """Whether the deepest block pools its features for the head."""
+    shape = (1, *image_shape)
+    for part in self.blocks:
+      out, _ = _part_output(part, shape)
+      shape = out.output.shape
+    return out.features.shape != shape
+
 
 class Layer(NamedTuple):
   """How one parametrised layer of a part connects channels (see `wiring`).

@@ -305,6 +305,12 @@ def read_trained(
     )
 
 
+def read_learned(directory: Path, params: Tree, state: Tree) -> Tree:
+  """`read_objective` of a phase's directory."""
+  with contextlib.closing(PhaseCheckpoints(directory, read_only=True)) as saved:
+    return read_objective(saved.state_directory(), params, state)
+
+
 def write_variables(directory: Path, variables: Variables) -> None:
   """Writes a whole network's variables as one orbax checkpoint."""
   with ocp.StandardCheckpointer() as checkpointer:

@@ -3,8 +3,8 @@
 [--objectives=kd,dkd,'ce + 500*at(power=2)',...]`.
 
 One teacher per seed, the same number of training steps for every run. The
-same command goes on where it was stopped; more seeds, orders or objectives
-add rows.
+same command goes on where it was stopped; with more seeds, orders or objectives
+it runs what is new. The tables hold what the command names.
 """
 
 import re
@@ -26,6 +26,7 @@ from cbkd_jax import (
   train,
   workdir,
 )
+from cbkd_jax import objectives as methods
 from cbkd_jax.errors import NonFiniteLossError, UserError, nearest
 from cbkd_jax.stages import ORDERS
 
@@ -90,8 +91,14 @@ def compare(
     raise UserError(f'--orders={",".join(orders)}: must name each order once')
   if seeds < 1:
     raise UserError(f'--seeds={seeds}: must be at least 1')
-  if len(set(objectives)) < len(objectives):
-    raise UserError(f'--objectives={",".join(objectives)}: one is given twice')
+  spelled: dict[str, str] = {}
+  for objective in objectives:
+    full = str(methods.parse(objective, '--objectives'))
+    if full in spelled:
+      raise UserError(
+        f'--objectives: {spelled[full]!r} and {objective!r} are the same'
+      )
+    spelled[full] = objective
   if objectives and 'scratch' in orders:
     raise UserError(
       '--orders: scratch has no objective to compare; leave it out beside '
@@ -140,7 +147,7 @@ def _plan(
       own = {**values, 'seed': seed}
       parent, title = seed_directory, ''
       if objective is not None:
-        own = with_objective(own, objective)
+        own = config.with_objective(own, objective)
         parent, title = seed_directory / folder(objective), f'{objective}, '
       for order in orders:
         run = RunPlan(
@@ -153,30 +160,13 @@ def _plan(
   return runs
 
 
-def with_objective(values: Mapping[str, Any], objective: str) -> dict[str, Any]:
-  """The config with one objective in every phase."""
-  overrides = values['stage_overrides'].items()
-  return {
-    **values,
-    'objective': objective,
-    'thaw': {**values['thaw'], 'objective': None},
-    'stage_overrides': {k: {**v, 'objective': None} for k, v in overrides},
-  }
-
-
 def folder(objective: str) -> str:
   """A directory's name for an expression: itself where it is a mere name."""
+  objective = ''.join(objective.split())
   if objective.isidentifier():
     return objective
   name = re.sub(r'[^A-Za-z0-9.]+', '_', objective).strip('_')[:40]
   return f'{name}-{zlib.crc32(objective.encode()):08x}'
-
-
-def split(text: str) -> list[str]:
-  """Expressions separated by commas, those in parentheses left alone."""
-  return [
-    part.strip() for part in re.split(r',(?![^()]*\))', text) if part.strip()
-  ]
 
 
 def _run(
@@ -196,7 +186,7 @@ def _run(
     source = next(
       (
         other.parent
-        for other in _teachers(seed_directory)
+        for other in _teachers(seed_directory, values)
         if checkpoints.is_finished(other)
       ),
       None,
@@ -209,13 +199,26 @@ def _run(
   )
 
 
-def _teachers(seed_directory: Path) -> list[Path]:
-  """Where a seed's runs, with objectives or without, keep their teacher."""
-  found = [
-    *seed_directory.glob('*/teacher'),
-    *seed_directory.glob('*/*/teacher'),
-  ]
-  return sorted(found)
+def _teachers(seed_directory: Path, values: Mapping[str, Any]) -> list[Path]:
+  """A seed's teachers that this config would train just so."""
+  own = _of_teacher(values)
+  return sorted(
+    found
+    for pattern in ('*/teacher', '*/*/teacher')
+    for found in seed_directory.glob(pattern)
+    if _of_teacher(workdir.read_json(found.parent / 'config.json')) == own
+  )
+
+
+def _of_teacher(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields that a teacher depends on."""
+  groups = ('data', 'teacher')
+  names = ('seed', 'batch_size', 'compute_dtype', 'sync_batch_norm')
+  return {
+    field: value
+    for field, value in workdir.flat(values).items()
+    if field.partition('.')[0] in (*groups, *names) and field != 'data.dir'
+  }
 
 
 def _collect(runs: Sequence[RunPlan]) -> dict[str, Any]:
@@ -261,7 +264,7 @@ def main() -> None:
   command.require(config=values.config, workdir=values.workdir)
   plain = config.plain(values.config)
   command.set_up_devices(plain)
-  objectives = split(values.objectives or '')
+  objectives = methods.split(values.objectives or '')
   if values.objectives is not None and not objectives:
     raise UserError('--objectives: must name at least one')
   orders = values.orders

@@ -105,6 +105,11 @@ def markdown(
     objectives: the compared ones, if any.
   """
   headers, rows = _table(result, objectives)
+  if objectives:  # as code: a product's stars are not emphasis
+    rows = [
+      [f'`{first}`' if first in objectives else first, *rest]
+      for first, *rest in rows
+    ]
   title = f'# {values["teacher"]["model"]} on {values["data"]["name"]}'
   if objectives:
     what = ''
@@ -113,7 +118,7 @@ def markdown(
       'stands for its published recipe.'
     )
   else:
-    title += f', {values["objective"]}'
+    title += f', `{values["objective"]}`'
     what = ', and agreement with the teacher'
     more = (
       'Every order takes the same number of training steps; `seconds` is the '

@@ -139,6 +139,17 @@ def plain(config: ConfigDict) -> dict[str, Any]:
   }
 
 
+def with_objective(config: Mapping[str, Any], objective: str) -> dict[str, Any]:
+  """The config with one objective in every phase."""
+  overrides = config['stage_overrides'].items()
+  return {
+    **config,
+    'objective': objective,
+    'thaw': {**config['thaw'], 'objective': None},
+    'stage_overrides': {k: {**v, 'objective': None} for k, v in overrides},
+  }
+
+
 def check(config: Mapping[str, Any]) -> None:
   """Checks every field by itself.
 

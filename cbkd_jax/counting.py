@@ -125,11 +125,7 @@ def step_flops(
   teacher = None
   if spec.teacher is not None:
     teacher = blocks.shapes(spec.teacher, spec.image_shape)
-  state = jax.eval_shape(
-    lambda s, t: step.create_train_state(spec, s, t, jax.random.key(0)),
-    student,
-    teacher,
-  )
+  state = step.state_shapes(spec, student, teacher)
   lowered = step.compiled_train(spec, replicas).lower(
     state,
     teacher,

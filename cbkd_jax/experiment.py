@@ -113,6 +113,7 @@ class Experiment:
       replicas=len(self.replicas.devices),
       axis_name=None if local else step.AXIS,
       preparing=stage.prepares is not None,
+      prepares_blocks=any(stage.trained),
     )
     return objectives.parse(stage.objective).bind(setting)
 
@@ -254,9 +255,31 @@ def build(
       log_every=config['log_every_steps'],
     ),
   )
-  for stage in plan:
-    _check_objective(experiment, stage)
+  _check_objectives(experiment)
   return experiment
+
+
+def _check_objectives(experiment: Experiment) -> None:
+  """Refuses objectives that can't do their work in this plan.
+
+  Raises:
+    UserError: naming the stage.
+  """
+  predictor = None
+  for stage in experiment.stages:
+    try:
+      _check_objective(experiment, stage)
+    except UserError as error:
+      raise UserError(f'{stage.name}: {error}') from None
+    if stage.prepares:
+      continue
+    own = objectives.parse(stage.objective).predictor
+    if predictor and not own and not stage.trained[-1]:
+      raise UserError(
+        f'{stage.name}: its objective lacks {predictor}, by which the stage '
+        'before predicts, and the head that it has instead does not train here'
+      )
+    predictor = own and own.method.name
 
 
 def _check_objective(experiment: Experiment, stage: Stage) -> None:
@@ -265,22 +288,32 @@ def _check_objective(experiment: Experiment, stage: Stage) -> None:
   Raises:
     UserError: one can't work between these networks.
   """
-  try:
-    objective = experiment.objective(stage, local=True)
-    if not objective.uses_teacher:
-      return
-    teacher = experiment.local.network()
-    views = [
-      blocks.view_shapes(
-        network, experiment.image_shape, max(1, objective.local_batch)
-      )
-      for network in (experiment.network(stage, local=True), teacher)
-    ]
-    head = blocks.shapes(teacher, experiment.image_shape).params[-1]
-    supply.check(objective.needs, teacher, head)
-    jax.eval_shape(functools.partial(objective.init, jax.random.key(0)), *views)
-  except UserError as error:
-    raise UserError(f'{stage.name}: {error}') from None
+  objective = experiment.objective(stage, local=True)
+  methods = [term.method for term in objective.terms]
+  if not objective.setting.preparing and all(
+    method.prepares == 'blocks' and method.has_pre_stage for method in methods
+  ):
+    raise UserError(
+      f'{objective} is the objective of a pre-stage; without another term, '
+      "such as 'ce', nothing is left to minimise after it"
+    )
+  if not objective.uses_teacher:
+    return
+  teacher, image_shape = experiment.local.network(), experiment.image_shape
+  student = experiment.network(stage, local=True)
+  ours, theirs = (
+    blocks.view_shapes(network, image_shape, objective.local_batch)
+    for network in (student, teacher)
+  )
+  head = blocks.shapes(teacher, image_shape).params[-1]
+  supply.check(objective, teacher, head)
+  if objective.predictor and teacher.ends_pooled(image_shape):
+    raise UserError(
+      f'{objective.predictor.method.name}: the deepest block of this '
+      "teacher.model ends with pooling, which must be the head's"
+    )
+  init = functools.partial(objective.init, jax.random.key(0))
+  jax.eval_shape(init, ours, theirs)
 
 
 def plan_augmentation(config: Mapping[str, Any]) -> Augmentation:

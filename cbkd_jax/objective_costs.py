@@ -2,7 +2,8 @@
 [--objectives=kd,at,...] [--phases=stage_1,thaw]`.
 
 XLA's count of floating-point operations of one training step, per example, on
-one device; no data and no stopwatch needed.
+one device; no data and no stopwatch needed. Steps of a pre-stage are not
+among them: `ab`, whose loss is in its pre-stage, then costs what `ce` does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,6 @@ from absl import flags
 
 from cbkd_jax import (
   command,
-  compare,
   config,
   counting,
   experiment,
@@ -22,7 +22,7 @@ from cbkd_jax import (
   summary,
 )
 from cbkd_jax.errors import UserError
-from cbkd_jax.objectives import METHODS
+from cbkd_jax.objectives import METHODS, split
 
 BATCH = 16  # examples per counted step
 
@@ -48,7 +48,7 @@ def costs(
   device = jax.local_devices()[0]
   rows = []
   for objective in objectives:
-    own = compare.with_objective({**values, 'batch_size': BATCH}, objective)
+    own = config.with_objective({**values, 'batch_size': BATCH}, objective)
     exp = experiment.build(own, devices=(device,))
     plan = {stage.name: stage for stage in exp.stages}
     row = {'objective': objective}
@@ -72,7 +72,11 @@ def main() -> None:
   command.require(config=values.config)
   plain = config.plain(values.config)
   config.check(plain)
-  objectives = compare.split(values.objectives or ','.join(sorted(METHODS)))
+  objectives = sorted(METHODS)
+  if values.objectives is not None:
+    objectives = split(values.objectives)
+  if not objectives:
+    raise UserError('--objectives: must name at least one')
   console = rich.console.Console()
   (base,) = costs(plain, ['kd'], values.phases)
   table = summary.new_table('MFLOP per example and step, and against kd')

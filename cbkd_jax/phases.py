@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,12 +118,7 @@ def _read(
   )
   if not spec.objective.goes_on:
     return Trained(variables)
-  state = jax.eval_shape(
-    functools.partial(step.create_train_state, spec),
-    known,
-    teacher,
-    jax.random.key(0),
-  )
+  state = step.state_shapes(spec, known, teacher)
   own = checkpoints.read_objective(
     saved.state_directory(), state.params[-1], state.objective_state
   )
@@ -147,7 +141,7 @@ def _train(
   if saved.latest() is None:
     state = step.create_train_state(spec, start(False), teacher, rng, previous)
   else:
-    state = _restore(spec, start(True), teacher, rng, saved)
+    state = _restore(spec, start(True), teacher, saved)
   clock = Clock(**progress['clock'])
   total = spec.training.steps
   run.monitor.open(
@@ -191,16 +185,10 @@ def _restore(
   spec: step.StepSpec,
   known: Variables,
   teacher: Variables | None,
-  rng: jax.Array,
   saved: checkpoints.PhaseCheckpoints,
 ) -> step.TrainState:
   """A phase's state in the middle; `known` holds what it doesn't train."""
-  state = jax.eval_shape(
-    functools.partial(step.create_train_state, spec),
-    known,
-    teacher,
-    rng,
-  )
+  state = step.state_shapes(spec, known, teacher)
   state = state._replace(
     params=(*known.params, state.params[-1]), batch_stats=known.batch_stats
   )
@@ -266,7 +254,8 @@ def _evaluate(
     ((1 + chance) / 2, 'half way from chance to 1'),
   )
   warning = None
-  if figures['accuracy'] < limit:
+  # A pre-stage is not meant to classify.
+  if figures['accuracy'] < limit and not spec.objective.setting.preparing:
     warning = (
       f'{name}: accuracy {figures["accuracy"]:.4f} is below {said}, {limit:.4f}'
     )

@@ -199,7 +199,7 @@ def plan(
 
 
 def with_pre_stages(
-  stages: Iterable[Stage], pre_stage: Callable[[str], tuple[float, bool]]
+  stages: Iterable[Stage], pre_stage: Callable[[str], Mapping[str, float]]
 ) -> tuple[Stage, ...]:
   """Puts the objectives' pre-stages before the stages that they prepare.
 
@@ -209,8 +209,8 @@ def with_pre_stages(
 
   Args:
     stages: a plan.
-    pre_stage: `expression -> (share of the stage's steps, whether blocks are
-      trained)`, (0, _) where the objective has none.
+    pre_stage: `expression -> {what is trained: share of the stage's steps}`,
+      'variables' (the methods' own alone) or 'blocks' (the stage's too).
 
   Returns:
     The plan.
@@ -220,8 +220,10 @@ def with_pre_stages(
   """
   found = []
   for stage in stages:
-    fraction, blocks = pre_stage(stage.objective)
-    if not fraction or (blocks and stage.name == 'thaw'):
+    shares = dict(pre_stage(stage.objective))
+    if stage.name == 'thaw':
+      shares.pop('blocks', None)
+    if not shares:
       found.append(stage)
       continue
     total = stage.training.steps
@@ -230,10 +232,10 @@ def with_pre_stages(
         f'{stage.name}: {total} step is too few for the pre-stage of '
         f'{stage.objective!r}; at least 2 are needed'
       )
-    steps = min(max(1, round(fraction * total)), total - 1)
+    steps = min(max(1, round(max(shares.values()) * total)), total - 1)
     # No later layer than the loss looks at: not the head.
     trained = (*stage.trained[:-1], False)
-    if not blocks:
+    if 'blocks' not in shares:
       trained = (False,) * len(stage.trained)
     found.append(
       dataclasses.replace(

@@ -133,6 +133,23 @@ def create_train_state(
   return _create(spec, student, teacher, rng, previous)
 
 
+def state_shapes(
+  spec: StepSpec, student: Variables, teacher: Variables | None
+) -> TrainState:
+  """Shapes and types of `create_train_state`, nothing computed.
+
+  Args:
+    spec: the stage.
+    student: the network's variables, or their shapes.
+    teacher: likewise; None where the objective has no use for a teacher.
+  """
+  return jax.eval_shape(
+    lambda s, t: create_train_state(spec, s, t, jax.random.key(0)),
+    student,
+    teacher,
+  )
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _create(spec, student, teacher, rng, previous):
   batch = spec.objective.local_batch

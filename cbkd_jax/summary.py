@@ -192,7 +192,7 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
   local = experiment.local_batch(exp)
   for stage in exp.stages:
     spec = exp.spec(stage, augmentation, local=True)
-    costs = counting.per_block(spec.student, exp.image_shape)
+    costs = counting.per_block(exp.predicting_network(stage), exp.image_shape)
     cost = counting.total(costs)
     trained = sum(costs[i]['params'] for i in stage.trained_blocks)
     memory = counting.stage_memory(spec, local)

@@ -5,12 +5,12 @@ it wants in `needs`, and only those are made.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from cbkd_jax.blocks import HeadOutput, Network, Tree, Variables
 from cbkd_jax.errors import UserError
+from cbkd_jax.objectives import Objective
 
 # Purposes of a step's key besides augmentation, which folds in positions.
 _EXAMPLES, _SECOND_VIEW = 2**32 - 1, 2**32 - 2
@@ -41,7 +41,12 @@ def teacher_head(
 def teacher_classifier(variables: Variables) -> Callable[..., jax.Array]:
   """The teacher's last linear layer: pooled `[batch, c]` -> logits."""
   layer = jax.lax.stop_gradient(variables.params[-1]['classifier'])
-  return lambda pooled: pooled @ layer['kernel'] + layer['bias'][None]
+
+  def classify(pooled: jax.Array) -> jax.Array:
+    logits = pooled @ layer['kernel']
+    return logits + layer['bias'][None] if 'bias' in layer else logits
+
+  return classify
 
 
 def teacher_norms(
@@ -62,24 +67,28 @@ def teacher_norms(
   return jax.lax.stop_gradient(tuple(found))
 
 
-def check(needs: Any, teacher: Network, head_params: Tree) -> None:
-  """Refuses needs that a teacher can't meet.
+def check(objective: Objective, teacher: Network, head_params: Tree) -> None:
+  """Refuses an objective whose needs a teacher can't meet.
 
   Args:
-    needs: names of `AVAILABLE`.
+    objective: of a phase.
     teacher: the network.
     head_params: its head's params, or their shapes.
 
   Raises:
     UserError: naming what is missing.
   """
-  if 'teacher_norms' in needs and teacher.norms is None:
-    raise UserError(
-      "the objective needs the teacher's normalisations, and this "
-      'teacher.model gives no cut_norm'
-    )
-  if 'teacher_classifier' in needs and 'classifier' not in head_params:
-    raise UserError(
-      "the objective needs the teacher's linear layer, and the head of this "
-      "teacher.model has none called 'classifier'"
-    )
+  for term in objective.terms:
+    name, needs = term.method.name, term.method.needs
+    if 'teacher_norms' in needs and teacher.norms is None:
+      raise UserError(
+        f"{name} needs the teacher's normalisations, and this teacher.model "
+        'gives no cut_norm'
+      )
+    if 'teacher_classifier' in needs and 'kernel' not in head_params.get(
+      'classifier', {}
+    ):
+      raise UserError(
+        f"{name} needs the teacher's linear layer, and the head of this "
+        "teacher.model has none called 'classifier'"
+      )

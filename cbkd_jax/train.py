@@ -256,6 +256,11 @@ def _stage(
   before, learned = previous or (None, None)
   start = functools.partial(_assemble, run, stage, before)
   trained, results = run_phase(run, stage.name, spec, start, rest, learned)
+  if stage.prepares and learned:
+    # What the pre-stage has no part in goes on past it.
+    own = trained.objective or ({}, {})
+    both = tuple({**old, **new} for old, new in zip(learned, own))
+    trained = trained._replace(objective=both)
   results = {
     'name': stage.name,
     'trained_blocks': list(stage.trained_blocks),

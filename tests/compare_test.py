@@ -117,6 +117,78 @@ def test_one_diverging_run_does_not_stop_the_others(
   assert [row['order'] for row in found['rows']] == ['scratch']
 
 
+OBJECTIVES = ('ce + 0.1*at(power=2, at=(1, 2))', 'kd')
+
+
+@pytest.fixture(scope='module')
+def objectives_compared(tmp_path_factory, quick_compilation):
+  directory = tmp_path_factory.mktemp('objectives') / 'runs'
+  return directory, _compare_objectives(directory, OBJECTIVES)
+
+
+def _compare_objectives(directory, objectives, **changes):
+  return compare.compare(
+    tiny_run.values(**CHANGES | changes),
+    directory,
+    seeds=1,
+    orders=('joint', 'joint_inherited'),
+    objectives=objectives,
+    console=tiny_run.console(),
+  )
+
+
+def test_objectives_side_by_side(objectives_compared):
+  directory, found = objectives_compared
+  assert [(row['objective'], row['order']) for row in found['rows']] == [
+    (objective, order)
+    for objective in OBJECTIVES
+    for order in ('joint', 'joint_inherited')
+  ]
+  for row in found['rows']:
+    folder = directory / 'seed_0' / compare.folder(row['objective'])
+    path = folder / row['order'] / 'summary.json'
+    summary = json.loads(path.read_text())
+    assert summary['config']['objective'] == row['objective']
+    assert summary['student']['accuracy'] == row['accuracy']
+  text = (directory / 'compare.md').read_text()
+  assert '| objective | joint | joint_inherited | n |' in text
+  for objective in OBJECTIVES:
+    cells = [
+      f'{row["accuracy"]:.4f}'
+      for row in found['rows']
+      if row['objective'] == objective
+    ]
+    assert f'| `{objective}` | {cells[0]} | {cells[1]} | 1 |' in text
+
+
+def test_objectives_share_a_teacher_of_the_same_config_alone(
+  objectives_compared, tmp_path
+):
+  directory, _ = objectives_compared
+  runs = sorted((directory / 'seed_0').glob('*/*/summary.json'))
+  assert len(runs) == 4
+  teachers = [json.loads(path.read_text())['teacher'] for path in runs]
+  assert len({teacher['seconds'] for teacher in teachers}) == 1
+  # A second command with a shorter teacher trains its own.
+  copy = tmp_path / 'runs'
+  shutil.copytree(directory, copy)
+  for path in copy.glob('seed_0/kd'):
+    shutil.rmtree(path)
+  for path in copy.glob('seed_0/ce*'):
+    path.rename(copy / 'seed_0' / 'other')
+  _compare_objectives(copy, ('kd',), teacher__steps=3)
+  summary = json.loads((copy / 'seed_0/kd/joint/summary.json').read_text())
+  assert summary['teacher']['steps'] == 3
+
+
+def test_a_folder_for_each_objective():
+  assert compare.folder('kd') == 'kd'
+  one = compare.folder('ce + 0.9*kd')
+  assert one == compare.folder(' ce+0.9 * kd')
+  assert one != compare.folder('ce + 0.8*kd')
+  assert one.startswith('ce_0.9_kd-')
+
+
 def test_mean_std():
   assert compare_tables.mean_std([0.5]) == '0.5000'
   assert compare_tables.mean_std([0.1, 0.2, 0.3]) == '0.2000 ± 0.1000'
@@ -134,6 +206,14 @@ def test_an_unknown_order_is_found_before_anything_runs(tmp_path):
     (['--orders='], 'must name each order once'),
     (['--orders=joint,joint'], 'must name each order once'),
     (['--seeds=0'], '--seeds=0: must be at least 1'),
+    (['--objectives=,'], '--objectives: must name at least one'),
+    (['--objectives=kd,dk'], "--objectives = 'dk': method 'dk' is not known"),
+    (
+      ['--objectives=kd,0.1*ce+0.9*kd()'],
+      "--objectives: 'kd' and '0.1*ce+0.9*kd()' are the same",
+    ),
+    (['--objectives=kd', '--orders=scratch'], 'scratch has no objective'),
+    (['--objectives=simkd(factor=99)'], 'stage_1: simkd.factor = 99'),
     (['--config.inherit=5'], 'inherit = 5: must be'),
     (['--orders=nonsense'], "'nonsense' is not known"),
     (['--config.data.name=cifr10'], "did you mean 'cifar10'?"),

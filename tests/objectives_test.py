@@ -123,6 +123,10 @@ def test_equal_objectives_are_equal_and_hash_alike():
     ('kd.loss()', "'kd.loss' is not a method's name"),
     ('kd()()', "is not a method's name"),
     ("__import__('os')", "method '__import__' is not known"),
+    (
+      'simkd() + simkd(factor=4)',
+      'simkd and simkd_2 each give the student a head; one can',
+    ),
     ('kd(4)', 'options are named, e.g. kd(temperature=4.0, stand'),
     ('ce(1)', 'options are named, e.g. ce()'),
     (
@@ -165,6 +169,22 @@ def test_every_method_parses_by_its_name_and_says_what_it_needs():
     assert bare == objectives.parse(cls.recipe)
     assert set(cls.needs) <= set(method.AVAILABLE)
     assert cls.paper
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('kd', ['kd']),
+    (' kd, dkd ,', ['kd', 'dkd']),
+    (
+      'ce + at(power=2, at=(1, 2)),kd(temperature=2)',
+      ['ce + at(power=2, at=(1, 2))', 'kd(temperature=2)'],
+    ),
+    (',', []),
+  ],
+)
+def test_split(text, expected):
+  assert objectives.split(text) == expected
 
 
 def test_uses_teacher():

@@ -224,9 +224,8 @@ def test_errors(changed, message):
 
 
 def pre_stages(share, blocks, **arguments):
-  return stages.with_pre_stages(
-    make(**arguments), lambda objective: (share, blocks)
-  )
+  shares = {'blocks' if blocks else 'variables': share}
+  return stages.with_pre_stages(make(**arguments), lambda objective: shares)
 
 
 def steps(plan):
@@ -255,6 +254,15 @@ def test_a_pre_stage_of_variables_trains_nothing_else():
   # Of the plain control, nothing is the teacher's.
   (pre, _) = pre_stages(0.5, False, order='joint')
   assert (pre.name, pre.shared) == ('joint_pre', 0)
+
+
+def test_before_the_thaw_variables_alone_are_prepared():
+  shares = {'blocks': 0.5, 'variables': 0.1}
+  plan = stages.with_pre_stages(make(), lambda objective: shares)
+  assert steps(plan)[:2] == [('stage_1_pre', 10), ('stage_1', 10)]
+  assert outline(plan)[0][2] == '0010'
+  assert steps(plan)[-2:] == [('thaw_pre', 5), ('thaw', 45)]
+  assert outline(plan)[-2][2] == '0000'
 
 
 def test_controls_have_pre_stages_of_blocks_too():

@@ -49,9 +49,26 @@ def parse(expression: str, field: str = 'objective') -> Objective:
       count = sum(_base(t.key) == name for t in terms)
       key = f'{name}_{count + 1}' if count else name
       terms.append(Term(weight, key, method))
+    predictors = [term.key for term in terms if term.method.predicts]
+    if len(predictors) > 1:
+      raise UserError(
+        f'{" and ".join(predictors)} each give the student a head; one can'
+      )
     return Objective(tuple(terms))
   except (UserError, RecursionError, OverflowError) as error:
     raise UserError(f'{prefix}: {error}') from None
+
+
+def split(text: str) -> list[str]:
+  """Expressions separated by commas, except those within parentheses."""
+  found, depth = [''], 0
+  for character in text:
+    depth += (character == '(') - (character == ')')
+    if character == ',' and not depth:
+      found.append('')
+    else:
+      found[-1] += character
+  return [part.strip() for part in found if part.strip()]
 
 
 def _base(key: str) -> str:

@@ -49,7 +49,8 @@ class Setting:
     train_size: examples in the train split.
     replicas: how many share a batch.
     axis_name: of the replicas' axis; None outside of a step.
-    preparing: whether this is the pre-stage of the method.
+    preparing: whether this is the phase's pre-stage.
+    prepares_blocks: whether that trains blocks.
   """
 
   blocks: int = 1
@@ -61,6 +62,7 @@ class Setting:
   replicas: int = 1
   axis_name: str | None = None
   preparing: bool = False
+  prepares_blocks: bool = True
 
   @property
   def local_batch(self) -> int:
@@ -208,7 +210,7 @@ class BatchWise(Method):
   """A method that relates the examples of a batch to each other.
 
   Its loss sees this replica's examples, with `global_batch` those of all: the
-  views (and `labels`, `indices`, `keys`) are gathered before.
+  views (and `labels`, `indices`, `keys`, `second_view`) are gathered before.
   """
 
   global_batch: bool = False

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from cbkd_jax.blocks import View
 from cbkd_jax.objectives.ce import cross_entropy
 from cbkd_jax.objectives.kd import kd_loss, standardize
-from cbkd_jax.objectives.method import Method
+from cbkd_jax.objectives.method import BatchWise
 
 
 def class_loss(
@@ -105,13 +105,12 @@ def _share_up_to_median(x: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MultiLevelDistillation(Method):
+class MultiLevelDistillation(BatchWise):
   """`mlkd(temperature=4.0, ce_weight=0.1, kd_weight=0.9)`: the whole loss.
 
   The cross-entropy is of both views, so it is part of the method. What the
   paper augments strongly is here a second draw of the run's augmentation. The
-  relations are those between a replica's own examples. The published weights
-  with `standardize=True` are kd_weight=9 and temperature=2.
+  published weights with `standardize=True` are kd_weight=9 and temperature=2.
   """
 
   temperature: float = 4.0

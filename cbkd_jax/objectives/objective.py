@@ -18,7 +18,7 @@ from cbkd_jax.objectives.places import Looking
 Variables = dict[str, Any]
 
 # What belongs to single examples, and is gathered with them.
-_PER_EXAMPLE = ('labels', 'indices', 'keys')
+_PER_EXAMPLE = ('labels', 'indices', 'keys', 'second_view')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +64,18 @@ class Objective:
     return next((t for t in self.terms if t.method.predicts), None)
 
   @property
-  def pre_stage(self) -> tuple[float, bool]:
-    """(share of the phase's steps, whether blocks train) of the pre-stage."""
-    found = [t.method for t in self.terms if t.method.has_pre_stage]
-    return (
-      max((m.pre_fraction for m in found), default=0.0),
-      any(m.prepares == 'blocks' for m in found),
-    )
+  def pre_stage(self) -> dict[str, float]:
+    """The pre-stages' largest shares of the phase's steps.
+
+    By what they train: 'variables', the methods' own alone, or 'blocks' too.
+    """
+    found: dict[str, float] = {}
+    for term in self.terms:
+      method = term.method
+      if method.has_pre_stage:
+        share = max(method.pre_fraction, found.get(method.prepares, 0.0))
+        found[method.prepares] = share
+    return found
 
   def bind(self, setting: Setting) -> 'Objective':
     """The objective of a phase; of its pre-stage, the terms that have one.
@@ -82,7 +87,7 @@ class Objective:
     """
     terms = []
     for term in self.terms:
-      if setting.preparing and not term.method.has_pre_stage:
+      if setting.preparing and not _takes_part(term.method, setting):
         continue
       method = dataclasses.replace(term.method, setting=setting)
       if isinstance(method, Looking):
@@ -104,7 +109,10 @@ class Objective:
   @property
   def goes_on(self) -> bool:
     """Whether the next phase, or the student, may want its variables."""
-    return any(type(t.method).adopt is not Method.adopt for t in self.terms)
+    return any(
+      t.method.predicts or type(t.method).adopt is not Method.adopt
+      for t in self.terms
+    )
 
   def learning_rates(self) -> dict[str, float]:
     """The terms' own learning rates, of those that have one."""
@@ -188,6 +196,8 @@ class Objective:
     for i, term in enumerate(self.terms):
       method = term.method
       needed = {name: available[name] for name in method.needs}
+      if 'second_view' in needed:
+        needed['second_view'] = _at_least_float32(needed['second_view'])
       if 'keys' in needed:
         fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
         needed['keys'] = fold(needed['keys'], i)
@@ -203,6 +213,13 @@ class Objective:
       metrics[term.key] = value
       metrics |= {f'{term.key}/{name}': v for name, v in extra.items()}
     return total, (metrics, new_state)
+
+
+def _takes_part(method: Method, setting: Setting) -> bool:
+  """Whether a method has a loss in a pre-stage."""
+  if method.prepares == 'blocks' and not setting.prepares_blocks:
+    return False
+  return method.has_pre_stage
 
 
 def _at_least_float32(tree: Any) -> Any:

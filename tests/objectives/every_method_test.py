@@ -1,5 +1,6 @@
 """Every method in a whole CBKD run, and what it can and can't do there."""
 
+import functools
 import json
 
 import cli
@@ -15,8 +16,10 @@ from cbkd_jax import (
   blocks,
   checkpoints,
   evaluate,
+  experiment,
   objectives,
   phases,
+  step,
   student,
 )
 from cbkd_jax.blocks import HeadOutput, View
@@ -24,6 +27,7 @@ from cbkd_jax.data.augment import normalise
 from cbkd_jax.errors import Preempted
 from cbkd_jax.objectives import simkd
 from cbkd_jax.objectives.method import AVAILABLE
+from cbkd_jax.replicas import spmd
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -173,6 +177,40 @@ def _check_student_with_a_head(directory, summary):
   layer = own[0]['head']['classifier']
   expected = projected.mean((1, 2)) @ layer['kernel'] + layer['bias'][None]
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('group', GROUPS)
+def test_several_steps_in_a_call(group):
+  """A loop's carry must keep its shapes and types; traced, not run."""
+  expression = 'ce + ' + ' + '.join(call(name) for name in GROUPS[group])
+  exp = experiment.build(
+    tiny_run.values(**STEPS, objective=expression, spmd='shard_map')
+  )
+  for stage in exp.stages:
+    spec = exp.spec(stage, tiny.PLAIN)
+    shapes = (
+      blocks.shapes(network, (8, 8, 1))
+      for network in (spec.student, spec.teacher)
+    )
+    student_shapes, teacher_shapes = shapes
+    state = step.state_shapes(spec, student_shapes, teacher_shapes)
+    found, metrics = jax.eval_shape(
+      spmd(
+        functools.partial(step.train_steps, spec, False),
+        exp.replicas,
+        replicated=4,
+        summed=True,
+      ),
+      state,
+      teacher_shapes,
+      jax.ShapeDtypeStruct((96, 8, 8, 1), jnp.uint8),
+      jax.ShapeDtypeStruct((96,), jnp.int32),
+      jax.ShapeDtypeStruct((4, 3, 4), jnp.int32),
+    )
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(
+      lambda x: (x.shape, x.dtype), state
+    )
+    assert metrics['loss'].shape == (3,)
 
 
 # The call of `interrupted` that is answered with yes: in stage_2 or, with a
