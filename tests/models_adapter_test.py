@@ -9,8 +9,6 @@ from flax import linen as nn
 from cbkd_jax import blocks, models
 from cbkd_jax.models.adapter import Adapted
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 X = np.float32(np.random.default_rng(0).normal(size=(2, 8, 8, 6)))
 
 
