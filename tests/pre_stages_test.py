@@ -2,52 +2,44 @@
 
 import json
 
-import jax
+import method_runs
+import numpy as np
 import pytest
 import tiny
 import tiny_run
 
-from cbkd_jax import experiment, phases
+import cbkd_jax
+from cbkd_jax import blocks, checkpoints, evaluate, experiment, student
+from cbkd_jax.data.augment import normalise
 from cbkd_jax.errors import UserError
+from cbkd_jax.objectives import simkd
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-STEPS = {'stage__steps': 2, 'thaw__steps': 2}
+STEPS = method_runs.STEPS
 
 
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory, quick_compilation):
   directory = tmp_path_factory.mktemp('teacher') / 'run'
-  tiny_run.run(
-    directory, {'order': 'scratch', 'thaw__steps': 1, 'stage__steps': 1}
-  )
+  tiny_run.run(directory, method_runs.TEACHER)
   return directory
 
 
 @pytest.fixture(scope='module')
 def mixed(teacher, tmp_path_factory):
-  """A run of SimKD beside FT, and its states at each phase's ends."""
-  directory = tmp_path_factory.mktemp('mixed') / 'run'
-  seen = {}
-  real = phases.fit
-
-  def fit(name, spec, state, *arguments, **keywords):
-    before = jax.device_get(state)
-    after, last = real(name, spec, state, *arguments, **keywords)
-    seen[name] = before, jax.device_get(after)
-    return after, last
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(phases, 'fit', fit)
-    tiny_run.run(
-      directory,
-      STEPS
-      | {
-        'objective': 'simkd() + ft()',
-        'teacher__checkpoint': str(teacher),
-      },
-    )
-  return directory, seen
+  """A run of SimKD beside FT, and its phases; resumed, it is the same."""
+  directory = tmp_path_factory.mktemp('mixed')
+  seen = method_runs.check(
+    directory,
+    {
+      'objective': 'simkd() + ft()',
+      'teacher__checkpoint': str(teacher),
+    },
+    ('simkd', 'ft'),
+    interrupted_at=5,
+  )
+  return directory / 'whole', seen
 
 
 def _of(tree):
@@ -62,7 +54,7 @@ def test_what_goes_on_goes_past_the_pre_stages(mixed):
     *('thaw_pre', 'thaw'),
   ]
   for before, after in ('stage_1', 'stage_2'), ('stage_2', 'thaw'):
-    end, start = seen[before][1], seen[after][0]
+    end, start = seen[before].after, seen[after].before
     assert tiny.same(end.params[-1]['simkd'], start.params[-1]['simkd'])
     assert tiny.same(
       end.objective_state['simkd'], start.objective_state['simkd']
@@ -72,13 +64,58 @@ def test_what_goes_on_goes_past_the_pre_stages(mixed):
 def test_the_paraphraser_trains_first_and_then_is_frozen(mixed):
   _, seen = mixed
   cut = 'cut_2'
-  start, end = (state.params[-1]['ft'][cut] for state in seen['stage_1_pre'])
+  start, end = (
+    state.params[-1]['ft'][cut] for state in seen['stage_1_pre'][1:]
+  )
   assert not tiny.same(start['paraphraser'], end['paraphraser'])
-  for state in seen['stage_1']:
+  for state in seen['stage_1'][1:]:
     frozen = state.objective_state['ft'][cut]['paraphraser']['params']
     assert tiny.same(frozen, end['paraphraser'])
-  again = seen['stage_2_pre'][0].params[-1]['ft'][cut]
+  again = seen['stage_2_pre'].before.params[-1]['ft'][cut]
   assert tiny.same(again['paraphraser'], end['paraphraser'])
+
+
+def test_the_saved_student_predicts_with_projector_and_teachers_head(mixed):
+  directory, _ = mixed
+  summary = json.loads((directory / 'summary.json').read_text())
+  network, variables, _ = student.read(directory / 'student')
+  assert set(variables.params[-1]) == {'projector', 'head'}
+  projector = blocks.count_params(variables.params[-1]['projector'])
+  # The deepest map has 4 channels, the teacher's 8, half of them inside;
+  # scales and biases of three normalisations.
+  assert projector == 4 * 4 + 9 * 4 * 4 + 4 * 8 + 2 * (4 + 4 + 8)
+  teacher = checkpoints.read_variables(
+    checkpoints.teacher_checkpoint(str(directory)),
+    blocks.shapes(
+      tiny_run.model(10, (8, 8, 1), np.float32, None).network(), (8, 8, 1)
+    ),
+  )
+  assert tiny.same(variables.params[-1]['head'], teacher.params[-1])
+  count = blocks.count_params(variables.params)
+  assert summary['student']['params'] == count
+  # Its own head, which the objective made useless, is gone.
+  assert blocks.count_params(variables.params[:-1]) + projector + 90 == count
+  found = evaluate.evaluate(directory, batch_size=16)
+  for name in 'accuracy', 'cross_entropy', 'agreement', 'kl_to_teacher':
+    assert found['student'][name] == pytest.approx(
+      summary['student'][name], rel=1e-4, abs=1e-6
+    )
+  images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+  logits = cbkd_jax.load_student(directory)(images)
+  x = normalise(images, student.read(directory / 'student')[2])
+  outputs, _ = blocks.run(network, variables, x, stop=3)
+  own = variables.params[-1], variables.batch_stats[-1]
+  projected = simkd.Projector(8, 2).apply(
+    {
+      'params': own[0]['projector'],
+      'batch_stats': own[1]['projector'],
+    },
+    outputs[-1].output,
+    train=False,
+  )
+  layer = own[0]['head']['classifier']
+  expected = projected.mean((1, 2)) @ layer['kernel'] + layer['bias'][None]
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_new_thaw_takes_over_the_method_too(mixed, teacher, tmp_path):
@@ -88,22 +125,14 @@ def test_a_new_thaw_takes_over_the_method_too(mixed, teacher, tmp_path):
     'teacher__checkpoint': str(teacher),
     'thaw__learning_rate': 0.02,
   }
-  taken = {}
-  real = phases.fit
-
-  def fit(name, spec, state, *arguments, **keywords):
-    taken[name] = jax.device_get(state)
-    return real(name, spec, state, *arguments, **keywords)
-
   # 3: the stages alone are numbered, and one comes with its pre-stage.
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(phases, 'fit', fit)
+  with method_runs.recorded() as taken:
     tiny_run.run(
       tmp_path / 'run', changes, from_workdir=directory, from_stage='3'
     )
   assert list(taken) == ['thaw_pre', 'thaw']
-  end = seen['stage_2'][1]
-  assert tiny.same(end.params[-1]['simkd'], taken['thaw'].params[-1]['simkd'])
+  end, start = seen['stage_2'].after, taken['thaw'].before
+  assert tiny.same(end.params[-1]['simkd'], start.params[-1]['simkd'])
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,22 @@
 """Every method in a whole CBKD run, and what it can and can't do there."""
 
 import functools
-import json
 
 import cli
 import jax
 import jax.numpy as jnp
+import method_runs
 import numpy as np
 import pytest
 import tiny
 import tiny_run
 
-import cbkd_jax
-from cbkd_jax import (
-  blocks,
-  checkpoints,
-  evaluate,
-  experiment,
-  objectives,
-  phases,
-  step,
-  student,
-)
+from cbkd_jax import blocks, experiment, objectives, step
 from cbkd_jax.blocks import HeadOutput, View
-from cbkd_jax.data.augment import normalise
-from cbkd_jax.errors import Preempted
-from cbkd_jax.objectives import simkd
 from cbkd_jax.objectives.method import AVAILABLE
 from cbkd_jax.replicas import spmd
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-STEPS = {'stage__steps': 3, 'thaw__steps': 3, 'checkpoint_every_steps': 2}
 
 # Options where the defaults are too much for a tiny network.
 OPTIONS = {
@@ -40,16 +25,17 @@ OPTIONS = {
   'semckd': 'factor=2, at="last"',
 }
 
-# Together, since most of a run is compiling the network. Those with a
-# pre-stage or a prediction of their own are alone.
+# Together, since most of a run is compiling. Those with a pre-stage or a
+# prediction of their own are apart; pre_stages_test runs the latter.
 GROUPS = {
-  'response': ('dkd', 'nkd', 'dist', 'mlkd', 'rld', 'wsld', 'ctkd', 'kd'),
-  'relation': ('sp', 'cc', 'rkd', 'pkt', 'irg', 'hkd', 'fsp', 'crd', 'kdsvd'),
-  'feature': ('fitnet', 'at', 'vid', 'nst', 'mgd', 'srrl'),
-  'regressed': ('ofd', 'reviewkd', 'semckd'),
+  'plain': (
+    *('dkd', 'nkd', 'dist', 'mlkd', 'rld', 'wsld', 'ctkd', 'kd'),
+    *('sp', 'cc', 'rkd', 'pkt', 'irg', 'hkd', 'fsp', 'crd', 'kdsvd'),
+    *('fitnet', 'at', 'vid', 'nst', 'mgd', 'srrl'),
+    *('ofd', 'reviewkd', 'semckd'),
+  ),
   'ab': ('ab',),
-  'ft': ('ft',),
-  'simkd': ('simkd',),
+  'prepared': ('ft', 'simkd'),
 }
 
 
@@ -67,116 +53,26 @@ def test_no_method_is_left_out():
 def teacher(tmp_path_factory, quick_compilation):
   """The workdir of a run that has a teacher."""
   directory = tmp_path_factory.mktemp('teacher') / 'run'
-  changes = {'order': 'scratch', 'thaw__steps': 1, 'stage__steps': 1}
-  tiny_run.run(directory, changes)
+  tiny_run.run(directory, method_runs.TEACHER)
   return directory
 
 
-@pytest.mark.parametrize('group', GROUPS)
-def test_in_two_stages_and_a_thaw(group, teacher, tmp_path, monkeypatch):
-  names = GROUPS[group]
+@pytest.mark.parametrize('group', ['plain', 'ab'])
+def test_in_two_stages_and_a_thaw(group, teacher, tmp_path):
   # Without labels: it is the methods alone that move the blocks.
-  expression = ' + '.join(f'0.1*{call(name)}' for name in names)
+  expression = ' + '.join(f'0.1*{call(name)}' for name in GROUPS[group])
+  phases = ['stage_1', 'stage_2', 'thaw']
   if group == 'ab':  # which has no loss after its pre-stage
     expression = 'ce + ab()'
-  changes = STEPS | {
-    'objective': expression,
-    'teacher__checkpoint': str(teacher),
-  }
-  seen = []
-
-  def fit(name, spec, state, *arguments, **keywords):
-    before = jax.device_get(state)
-    after, last = real_fit(name, spec, state, *arguments, **keywords)
-    seen.append((name, spec, before, jax.device_get(after)))
-    return after, last
-
-  real_fit = phases.fit
-  monkeypatch.setattr(phases, 'fit', fit)
-  whole = tmp_path / 'whole'
-  summary = tiny_run.run(whole, changes)
-  found = [stage['name'] for stage in summary['stages']]
-  assert found == {
-    'ab': ['stage_1_pre', 'stage_1', 'stage_2_pre', 'stage_2', 'thaw'],
-    'ft': [
-      *('stage_1_pre', 'stage_1', 'stage_2_pre', 'stage_2'),
-      *('thaw_pre', 'thaw'),
-    ],
-  }.get(group, ['stage_1', 'stage_2', 'thaw'])
-  assert sum(stage['steps'] for stage in summary['stages']) == 9
-  for phase, spec, before, after in seen:
-    for i, trained in enumerate(spec.trained):
-      one = before.params[i], before.batch_stats[i]
-      two = after.params[i], after.batch_stats[i]
-      assert tiny.same(one, two) != trained, f'{phase}, part {i}'
-    for key, own in before.params[-1].items():
-      if jax.tree.leaves(own):
-        assert not tiny.same(own, after.params[-1][key]), f'{phase}: {key}'
-    for leaf in jax.tree.leaves(after._replace(rng=())):
-      assert np.isfinite(np.asarray(leaf, np.float64)).all()
-  rows = [json.loads(line) for line in (whole / 'metrics.jsonl').open()]
-  steps = [row for row in rows if 'loss' in row]
-  assert len(steps) == 9
-  assert all(name in row for row in steps for name in names)
-
-  if group == 'simkd':
-    _check_student_with_a_head(whole, summary)
-
-  # Interrupted once in the middle of a phase, at a step without a checkpoint.
-  ends, log = dict(_ends(seen)), (whole / 'metrics.jsonl').read_bytes()
-  seen.clear()
-  parts = tmp_path / 'parts'
-  calls = iter(range(1000))
-  with pytest.raises(Preempted, match='step 1 of'):
-    tiny_run.run(parts, changes, lambda: next(calls) == _INTERRUPTED[group])
-  tiny_run.run(parts, changes)
-  for phase, end in _ends(seen):
-    assert tiny.same(end, ends[phase]), phase
-  assert len(seen) >= 2
-  assert (parts / 'metrics.jsonl').read_bytes() == log
-  assert tiny.same(*(student.read(d / 'student')[1] for d in (whole, parts)))
-
-
-def _check_student_with_a_head(directory, summary):
-  """The saved student predicts with SimKD's projector and teacher's head."""
-  network, variables, _ = student.read(directory / 'student')
-  assert set(variables.params[-1]) == {'projector', 'head'}
-  projector = blocks.count_params(variables.params[-1]['projector'])
-  # The deepest map has 4 channels, the teacher's 8, half of them inside;
-  # scales and biases of three normalisations.
-  assert projector == 4 * 4 + 9 * 4 * 4 + 4 * 8 + 2 * (4 + 4 + 8)
-  teacher = checkpoints.read_variables(
-    checkpoints.teacher_checkpoint(str(directory)),
-    blocks.shapes(
-      tiny_run.model(10, (8, 8, 1), np.float32, None).network(), (8, 8, 1)
-    ),
+    phases = ['stage_1_pre', 'stage_1', 'stage_2_pre', 'stage_2', 'thaw']
+  seen = method_runs.check(
+    tmp_path,
+    {'objective': expression, 'teacher__checkpoint': str(teacher)},
+    GROUPS[group],
+    # In stage_2; with a pre-stage of one step, in stage_1.
+    interrupted_at=5 if group == 'ab' else 7,
   )
-  assert tiny.same(variables.params[-1]['head'], teacher.params[-1])
-  count = blocks.count_params(variables.params)
-  assert summary['student']['params'] == count
-  # Its own head, which the objective made useless, is gone.
-  assert blocks.count_params(variables.params[:-1]) + projector + 90 == count
-  found = evaluate.evaluate(directory, batch_size=16)
-  for name in 'accuracy', 'cross_entropy', 'agreement', 'kl_to_teacher':
-    assert found['student'][name] == pytest.approx(
-      summary['student'][name], rel=1e-4, abs=1e-6
-    )
-  images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
-  logits = cbkd_jax.load_student(directory)(images)
-  x = normalise(images, student.read(directory / 'student')[2])
-  outputs, _ = blocks.run(network, variables, x, stop=3)
-  own = variables.params[-1], variables.batch_stats[-1]
-  projected = simkd.Projector(8, 2).apply(
-    {
-      'params': own[0]['projector'],
-      'batch_stats': own[1]['projector'],
-    },
-    outputs[-1].output,
-    train=False,
-  )
-  layer = own[0]['head']['classifier']
-  expected = projected.mean((1, 2)) @ layer['kernel'] + layer['bias'][None]
-  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+  assert list(seen) == phases
 
 
 @pytest.mark.parametrize('group', GROUPS)
@@ -184,7 +80,7 @@ def test_several_steps_in_a_call(group):
   """A loop's carry must keep its shapes and types; traced, not run."""
   expression = 'ce + ' + ' + '.join(call(name) for name in GROUPS[group])
   exp = experiment.build(
-    tiny_run.values(**STEPS, objective=expression, spmd='shard_map')
+    tiny_run.values(**method_runs.STEPS, objective=expression, spmd='shard_map')
   )
   for stage in exp.stages:
     spec = exp.spec(stage, tiny.PLAIN)
@@ -211,15 +107,6 @@ def test_several_steps_in_a_call(group):
       lambda x: (x.shape, x.dtype), state
     )
     assert metrics['loss'].shape == (3,)
-
-
-# The call of `interrupted` that is answered with yes: in stage_2 or, with a
-# pre-stage of one step, in stage_1.
-_INTERRUPTED = dict.fromkeys(GROUPS, 7) | {'ab': 5, 'ft': 5}
-
-
-def _ends(seen):
-  return [(name, after) for name, _, _, after in seen]
 
 
 def random_view(random, widths, classes=5, batch=6):

@@ -1,0 +1,99 @@
+"""Whole runs of methods: what must hold for any of them."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import tiny_run
+
+from cbkd_jax import phases, step, student
+from cbkd_jax.errors import Preempted
+
+STEPS = {'stage__steps': 3, 'thaw__steps': 3, 'checkpoint_every_steps': 2}
+TEACHER = {'order': 'scratch', 'thaw__steps': 1, 'stage__steps': 1}
+
+
+class Seen(NamedTuple):
+  """A phase's step, and its state before and after, on the host."""
+
+  spec: step.StepSpec
+  before: step.TrainState
+  after: step.TrainState
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[str, Seen]]:
+  """What the phases that are trained meanwhile begin and end with."""
+  seen, real = {}, phases.fit
+
+  def fit(name, spec, state, *arguments, **keywords):
+    before = jax.device_get(state)
+    after, last = real(name, spec, state, *arguments, **keywords)
+    seen[name] = Seen(spec, before, jax.device_get(after))
+    return after, last
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(phases, 'fit', fit)
+    yield seen
+
+
+def check(
+  directory: Path,
+  changes: dict[str, Any],
+  names: Sequence[str],
+  interrupted_at: int,
+) -> dict[str, Seen]:
+  """Runs in `directory/whole`, and once more in two parts.
+
+  Args:
+    directory: for both runs.
+    changes: of tiny_run's config; the steps are STEPS.
+    names: the objective's terms.
+    interrupted_at: which time the run asks whether it is interrupted it is.
+
+  Returns:
+    What was seen, by phase, in the order of the run.
+  """
+  changes = STEPS | changes
+  whole, parts = directory / 'whole', directory / 'parts'
+  with recorded() as seen:
+    summary = tiny_run.run(whole, changes)
+  assert [stage['name'] for stage in summary['stages']] == list(seen)
+  assert sum(stage['steps'] for stage in summary['stages']) == 9
+  for phase, (spec, before, after) in seen.items():
+    for i, trained in enumerate(spec.trained):
+      one = before.params[i], before.batch_stats[i]
+      two = after.params[i], after.batch_stats[i]
+      assert tiny.same(one, two) != trained, f'{phase}, part {i}'
+    for key, own in before.params[-1].items():
+      if jax.tree.leaves(own):
+        assert not tiny.same(own, after.params[-1][key]), f'{phase}: {key}'
+    for leaf in jax.tree.leaves(after._replace(rng=())):
+      assert np.isfinite(np.asarray(leaf, np.float64)).all(), phase
+  rows = map(json.loads, (whole / 'metrics.jsonl').open())
+  rows = [row for row in rows if 'loss' in row]
+  assert len(rows) == 9
+  for row in rows:
+    if not row['stage'].endswith('_pre'):
+      assert row.keys() >= set(names)
+      assert all(np.isfinite(row[name]) for name in names)
+
+  # In the middle of a phase, at a step without a checkpoint.
+  calls = iter(range(1000))
+  with pytest.raises(Preempted, match='step 1 of'):
+    tiny_run.run(parts, changes, lambda: next(calls) == interrupted_at)
+  with recorded() as resumed:
+    tiny_run.run(parts, changes)
+  assert 1 <= len(resumed) < len(seen)
+  for phase, again in resumed.items():
+    assert tiny.same(again.after, seen[phase].after), phase
+  one, two = ((d / 'metrics.jsonl').read_bytes() for d in (whole, parts))
+  assert one == two
+  assert tiny.same(*(student.read(d / 'student')[1] for d in (whole, parts)))
+  return seen
