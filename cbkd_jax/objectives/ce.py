@@ -33,7 +33,7 @@ class CrossEntropy(Method):
   needs: ClassVar[tuple[str, ...]] = ('labels',)
   uses_teacher: ClassVar[bool] = False
   recipe: ClassVar[str] = '1*ce'
-  paper: ClassVar[str] = '-'
+  paper: ClassVar[str] = 'cross-entropy with the labels'
 
   def loss(
     self,
