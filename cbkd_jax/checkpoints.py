@@ -123,6 +123,7 @@ def restore_tree(directory: Path, template: Tree) -> Tree:
   Raises:
     UserError: it can't be read or doesn't fit.
   """
+  directory = directory.absolute()  # orbax finds nothing in relative ones
   checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
   try:
     saved = checkpointer.metadata(directory).item_metadata.tree
@@ -213,7 +214,8 @@ def tree_to_state(
   names = part_names(len(trained) - 1)
   params, stats = list(state.params), list(state.batch_stats)
   for i, name in enumerate(names):
-    params[i] = tree['params'].get(name, params[i])
+    # A pre-stage may have no part of the network in it.
+    params[i] = tree.get('params', {}).get(name, params[i])
     stats[i] = tree.get('batch_stats', {}).get(name, stats[i])
   objective = tree.get('objective', {})
   params[-1] = _unnumbered(objective.get('params', {}), params[-1])

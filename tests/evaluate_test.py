@@ -56,6 +56,15 @@ def test_the_command_prints_json_and_a_table(finished):
   assert f'{summary["student"]["params"]:,}' in ended.out
 
 
+def test_a_relative_workdir(finished, monkeypatch):
+  directory, summary = finished
+  monkeypatch.chdir(directory.parent)
+  ended = cli.call('cbkd_jax.evaluate', f'--workdir={directory.name}', '--json')
+  assert ended.code == 0, ended.err
+  accuracy = summary['student']['accuracy']
+  assert json.loads(ended.out)['student']['accuracy'] == accuracy
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [

@@ -47,15 +47,16 @@ def check(
   directory: Path,
   changes: dict[str, Any],
   names: Sequence[str],
-  interrupted_at: int,
+  interrupted_at: Sequence[int],
 ) -> dict[str, Seen]:
-  """Runs in `directory/whole`, and once more in two parts.
+  """Runs in `directory/whole`, and once more in several parts.
 
   Args:
     directory: for both runs.
-    changes: of tiny_run's config; the steps are STEPS.
+    changes: of tiny_run's config and of STEPS.
     names: the objective's terms.
-    interrupted_at: which time the run asks whether it is interrupted it is.
+    interrupted_at: of each part, which time it asks whether it is
+      interrupted it is.
 
   Returns:
     What was seen, by phase, in the order of the run.
@@ -65,7 +66,8 @@ def check(
   with recorded() as seen:
     summary = tiny_run.run(whole, changes)
   assert [stage['name'] for stage in summary['stages']] == list(seen)
-  assert sum(stage['steps'] for stage in summary['stages']) == 9
+  total = 2 * changes['stage__steps'] + changes['thaw__steps']
+  assert sum(stage['steps'] for stage in summary['stages']) == total
   for phase, (spec, before, after) in seen.items():
     for i, trained in enumerate(spec.trained):
       one = before.params[i], before.batch_stats[i]
@@ -78,16 +80,17 @@ def check(
       assert np.isfinite(np.asarray(leaf, np.float64)).all(), phase
   rows = map(json.loads, (whole / 'metrics.jsonl').open())
   rows = [row for row in rows if 'loss' in row]
-  assert len(rows) == 9
+  assert len(rows) == total
   for row in rows:
     if not row['stage'].endswith('_pre'):
       assert row.keys() >= set(names)
       assert all(np.isfinite(row[name]) for name in names)
 
   # In the middle of a phase, at a step without a checkpoint.
-  calls = iter(range(1000))
-  with pytest.raises(Preempted, match='step 1 of'):
-    tiny_run.run(parts, changes, lambda: next(calls) == interrupted_at)
+  for at in interrupted_at:
+    calls = iter(range(1000))
+    with pytest.raises(Preempted, match='step 1 of'):
+      tiny_run.run(parts, changes, lambda: next(calls) == at)  # noqa: B023
   with recorded() as resumed:
     tiny_run.run(parts, changes)
   assert 1 <= len(resumed) < len(seen)

@@ -16,7 +16,9 @@ from cbkd_jax.objectives import simkd
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-STEPS = method_runs.STEPS
+# Two steps in each pre-stage, and two left.
+STEPS = method_runs.STEPS | {'stage__steps': 4, 'thaw__steps': 4}
+MIXED = 'simkd() + ft(pre_fraction=0.5)'
 
 
 @pytest.fixture(scope='module')
@@ -32,12 +34,10 @@ def mixed(teacher, tmp_path_factory):
   directory = tmp_path_factory.mktemp('mixed')
   seen = method_runs.check(
     directory,
-    {
-      'objective': 'simkd() + ft()',
-      'teacher__checkpoint': str(teacher),
-    },
+    STEPS | {'objective': MIXED, 'teacher__checkpoint': str(teacher)},
     ('simkd', 'ft'),
-    interrupted_at=5,
+    # In stage_1_pre, in stage_1, and in thaw_pre.
+    interrupted_at=[3, 5, 12],
   )
   return directory / 'whole', seen
 
@@ -121,7 +121,7 @@ def test_the_saved_student_predicts_with_projector_and_teachers_head(mixed):
 def test_a_new_thaw_takes_over_the_method_too(mixed, teacher, tmp_path):
   directory, seen = mixed
   changes = STEPS | {
-    'objective': 'simkd() + ft()',
+    'objective': MIXED,
     'teacher__checkpoint': str(teacher),
     'thaw__learning_rate': 0.02,
   }
@@ -138,8 +138,8 @@ def test_a_new_thaw_takes_over_the_method_too(mixed, teacher, tmp_path):
 @pytest.mark.parametrize(
   ('objective', 'missing'),
   [
-    ('simkd(factor=4) + ft()', 'objective/params'),
-    ('simkd() + ft(k=0.25)', 'objective/params'),
+    (MIXED.replace('simkd()', 'simkd(factor=4)'), 'objective/params'),
+    (MIXED.replace('ft(', 'ft(k=0.25, '), 'objective/params'),
   ],
 )
 def test_stages_of_another_method_are_refused(

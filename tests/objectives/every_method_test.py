@@ -70,7 +70,7 @@ def test_in_two_stages_and_a_thaw(group, teacher, tmp_path):
     {'objective': expression, 'teacher__checkpoint': str(teacher)},
     GROUPS[group],
     # In stage_2; with a pre-stage of one step, in stage_1.
-    interrupted_at=5 if group == 'ab' else 7,
+    interrupted_at=[5 if group == 'ab' else 7],
   )
   assert list(seen) == phases
 
