@@ -197,7 +197,7 @@ def _assemble(
   if stage.folded:
     own = [i >= stage.inherited for i in range(last + 2)]
   else:
-    own = [trained for trained in (stage.prepares or stage).trained]
+    own = list((stage.prepares or stage).trained)
   new = shapes
   if not restored or stage.prepares:
     new = blocks.init(
