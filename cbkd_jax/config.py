@@ -39,6 +39,10 @@ def _count(value: Any) -> bool:
   return isinstance(value, int) and value >= 1
 
 
+def _from_zero_count(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _numbers(value: Any) -> bool:
   return isinstance(value, tuple) and all(map(_number, value))
 
@@ -73,6 +77,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   'steps_per_call': (_count, 'an integer of at least 1, or None'),
   'checkpoint_every_steps': (_count, 'an integer of at least 1'),
   'log_every_steps': (_count, 'an integer of at least 1'),
+  'cache.views': (_from_zero_count, 'an integer of at least 0'),
+  'cache.limit_mib': (_above_zero, 'a number above 0, or None'),
   'data.classes': (
     lambda v: isinstance(v, int) and v >= 2,
     'an integer of at least 2',
@@ -100,6 +106,8 @@ _CHOICES = {
   'compute_dtype': ('float32', 'bfloat16'),
   'spmd': ('pmap', 'shard_map'),
   'compression.init': INITS,
+  'cache.dtype': ('exact', 'bfloat16', 'uint8'),
+  'cache.place': ('auto', 'device', 'host'),
 }
 _PHASE_CHOICES = {
   'optimizer': ('sgd', 'adamw'),

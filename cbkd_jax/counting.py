@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cbkd_jax import blocks, step
+from cbkd_jax import blocks, step, views
 from cbkd_jax.blocks import Network, Tree, Variables
 
 
@@ -87,14 +87,12 @@ def stage_memory(spec: step.StepSpec, local_batch: int) -> int:
   def forward(trained, student, teacher, x):
     params = step.merge(spec.trained, trained, student.params)
     variables = Variables(params, student.batch_stats)
-    found = step.views(spec, variables, teacher, x, spec.trained)
+    found = views.views(spec, variables, teacher, x, spec.trained)
     return found[:2]
 
   def run(trained, student, teacher, x):
-    views, backward = jax.vjp(
-      lambda t: forward(t, student, teacher, x), trained
-    )
-    params, state = spec.objective.init(jax.random.key(0), *views)
+    seen, backward = jax.vjp(lambda t: forward(t, student, teacher, x), trained)
+    params, state = spec.objective.init(jax.random.key(0), *seen)
     opt_state = spec.tx.init((*student.params, params))
     return (params, state, opt_state), jax.tree.leaves(backward)
 
@@ -129,9 +127,11 @@ def step_flops(
   lowered = step.compiled_train(spec, replicas).lower(
     state,
     teacher,
-    jax.ShapeDtypeStruct((train_size, *spec.image_shape), jnp.uint8),
-    jax.ShapeDtypeStruct((train_size,), jnp.int32),
-    jax.ShapeDtypeStruct((1, 1, batch), jnp.int32),
+    step.Resident(
+      jax.ShapeDtypeStruct((train_size, *spec.image_shape), jnp.uint8),
+      jax.ShapeDtypeStruct((train_size,), jnp.int32),
+    ),
+    step.Drawn(jax.ShapeDtypeStruct((1, 1, batch), jnp.int32)),
   )
   compiled = lowered.compile({'xla_backend_optimization_level': 0})
   return float(compiled.cost_analysis()['flops']) / batch

@@ -123,6 +123,9 @@ class Experiment:
     objective = self.objective(stage, local)
     architecture = self.local if local else self.architecture
     teacher = architecture.network() if objective.uses_teacher else None
+    fixed_views = self.fixed_views(stage)
+    if fixed_views and not self.config['cache']['views']:
+      augmentation = augmentation.without_randomness()
     return step.StepSpec(
       student=self.network(stage, local),
       teacher=teacher,
@@ -133,7 +136,21 @@ class Experiment:
       augmentation=augmentation,
       image_shape=self.image_shape,
       sync_batch_norm=self.config['sync_batch_norm'],
+      fixed_views=fixed_views,
     )
+
+  def fixed_views(self, stage: Stage) -> int | None:
+    """How many views of each image a stage has, for what it keeps of them.
+
+    None where nothing is to be kept: the views are drawn anew then.
+    """
+    cache = self.config['cache']
+    constant = not stage.trained[0] or (
+      objectives.parse(stage.objective).uses_teacher
+    )
+    if constant and cache['thaw' if stage.folded else 'prefix']:
+      return max(1, cache['views'])
+    return None
 
   def teacher_spec(self, augmentation: Augmentation) -> step.StepSpec:
     """What is static in the teacher's own training step."""
@@ -255,7 +272,24 @@ def build(
     ),
   )
   objective_checks.check(experiment)
+  _check_cache(experiment)
   return experiment
+
+
+def _check_cache(experiment: Experiment) -> None:
+  cache, data = experiment.config['cache'], experiment.config['data']
+  if cache['views'] * data['train_size'] >= 2**31:
+    raise UserError(
+      f'cache.views = {cache["views"]}: {data["train_size"]} examples allow '
+      f'at most {(2**31 - 1) // data["train_size"]}'
+    )
+  for stage in experiment.stages:
+    needs = experiment.objective(stage).needs
+    if 'second_view' in needs and experiment.fixed_views(stage) == 1:
+      raise UserError(
+        f'cache.views = {cache["views"]}: {stage.objective!r} looks at two '
+        f'views of an image in {stage.name}; must be at least 2'
+      )
 
 
 def plan_augmentation(config: Mapping[str, Any]) -> Augmentation:

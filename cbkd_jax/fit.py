@@ -4,24 +4,17 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from cbkd_jax import checkpoints, step
+from cbkd_jax import cache, checkpoints, step
 from cbkd_jax.blocks import Variables
 from cbkd_jax.data import sampler
 from cbkd_jax.errors import NonFiniteLossError, Preempted
 from cbkd_jax.monitoring import Monitor
 from cbkd_jax.optimizer import learning_rate_fn
-
-
-class Resident(NamedTuple):
-  """A split on the devices: uint8 `[n, h, w, c]`, int32 `[n]`."""
-
-  images: jax.Array
-  labels: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +51,9 @@ def fit(
   spec: step.StepSpec,
   state: step.TrainState,
   teacher: Variables | None,
-  train: Resident,
+  train: step.Resident,
   *,
+  kept: cache.Kept | None,
   replicas: step.Replicas,
   pace: Pace,
   sample_seed: int,
@@ -77,6 +71,7 @@ def fit(
     state: where to start; on the devices. It is used up.
     teacher: the teacher's variables, on the devices.
     train: the train split, on the devices.
+    kept: what the phase can't change; None where it is computed.
     replicas: the devices.
     pace: how often what happens.
     sample_seed: chooses the order of the examples.
@@ -145,12 +140,19 @@ def fit(
         saved.save(*_checkpoint(state, spec, monitor, clock))
         raise Preempted(f'{name}: stopped at step {done} of {total}, saved')
       end = min((done // pace.per_call + 1) * pace.per_call, total)
-      rows = sampler.indices(
-        sample_seed, num_examples, pace.batch_size, done, end - done
+      rows = sampler.rows(
+        sample_seed,
+        num_examples,
+        pace.batch_size,
+        done,
+        end - done,
+        spec.fixed_views,
       )
       rows = rows.reshape(end - done, devices, -1).swapaxes(0, 1)
+      rows = np.ascontiguousarray(rows)
+      drawn = kept.draw(spec, rows) if kept else step.Drawn(rows)
       call_began = time.monotonic()
-      state, metrics = run(state, teacher, *train, np.ascontiguousarray(rows))
+      state, metrics = run(state, teacher, train, drawn)
       if end - done not in compiled:
         compiled.add(end - done)
         clock.compile_seconds += time.monotonic() - call_began

@@ -9,12 +9,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cbkd_jax import blocks, checkpoints, evaluation, prediction, step
+from cbkd_jax import (
+  blocks,
+  cache,
+  checkpoints,
+  evaluation,
+  prediction,
+  step,
+)
 from cbkd_jax.blocks import Variables
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.errors import NonFiniteLossError, Preempted
 from cbkd_jax.experiment import Experiment
-from cbkd_jax.fit import Clock, Resident, finish, fit
+from cbkd_jax.fit import Clock, finish, fit
 from cbkd_jax.monitoring import Monitor
 
 
@@ -42,7 +49,7 @@ class Run:
   monitor: Monitor
   interrupted: Callable[[], bool]
   augmentation: Augmentation
-  train: Resident
+  train: step.Resident
   splits: dict[str, jax.Array]
   labels: dict[str, np.ndarray]
   teacher: Variables | None = None
@@ -148,13 +155,19 @@ def _train(
     progress['metrics_position'], run.steps_before + int(state.step)
   )
   last = {'loss': None}
+  kept = None
   if total:
+    state, teacher = exp.replicas.put(state), exp.replicas.put(teacher)
+    spec, train, kept = _keep(run, name, spec, state, teacher)
+    if kept:
+      clock.seconds += kept.seconds
     state, last = fit(
       name,
       spec,
-      exp.replicas.put(state),
-      exp.replicas.put(teacher),
-      run.train,
+      state,
+      teacher,
+      train,
+      kept=kept,
       replicas=exp.replicas,
       pace=exp.pace,
       sample_seed=exp.sample_seed(name),
@@ -175,10 +188,72 @@ def _train(
       total * exp.pace.batch_size
     ),
   }
+  if kept:
+    progress['results']['cache'] = {
+      'views': spec.fixed_views,
+      'dtype': spec.cache.dtype,
+      'place': kept.place,
+      'bytes': kept.plan.bytes,
+      'error': kept.error,
+      'seconds': kept.seconds,
+    }
   finish(saved, state, spec, run.monitor, clock, progress['results'])
   progress['metrics_position'] = run.monitor.position()
   own = state.params[-1], state.objective_state
   return Trained(state.variables, own if spec.objective.goes_on else None)
+
+
+def _keep(
+  run: Run,
+  name: str,
+  spec: step.StepSpec,
+  state: step.TrainState,
+  teacher: Variables | None,
+) -> tuple[step.StepSpec, step.Resident, cache.Kept | None]:
+  """Computes what the phase can't change, if it has fixed views and it fits.
+
+  Returns:
+    The spec and the train split for the phase's steps, and the cache.
+  """
+  if spec.fixed_views is None:
+    return spec, run.train, None
+  exp, console = run.experiment, run.monitor.console
+  fields = exp.config['cache']
+  plan = cache.plan(spec, fields['dtype'], len(run.train.images))
+  limit = fields['limit_mib'] and fields['limit_mib'] * 2**20
+  place, why = cache.choose_place(plan, fields['place'], limit, exp.replicas)
+  if place is None:
+    console.print(
+      f'[yellow]{name}: no cache, it takes {why}: computed in every step',
+      highlight=False,
+      soft_wrap=True,
+    )
+    return spec, run.train, None
+  try:
+    kept = cache.fill(
+      plan,
+      place,
+      spec,
+      state,
+      teacher,
+      run.train,
+      replicas=exp.replicas,
+      batch_size=exp.config['eval_batch_size'],
+      interrupted=run.interrupted,
+    )
+  except Preempted as error:
+    raise Preempted(f'{name}: {error}; nothing is lost') from None
+  console.print(
+    f'{name}: cache of {spec.fixed_views} view'
+    f'{"s" * (spec.fixed_views > 1)} per image, {why}, '
+    f'{fields["dtype"]} (relative error {kept.error:.1e}), filled in '
+    f'{kept.seconds:.1f} s',
+    highlight=False,
+    soft_wrap=True,
+  )
+  spec = dataclasses.replace(spec, cache=plan.layout)
+  rows = kept.rows if place == 'device' else None
+  return spec, run.train._replace(cache=rows), kept
 
 
 def _restore(

@@ -36,7 +36,7 @@ def spmd(
   """Runs `fn` on every replica over the axis `AXIS`.
 
   Args:
-    fn: one replica's function; its last argument is its own.
+    fn: one replica's function; its last argument, a tree, is its own.
     replicas: devices, and the wrapper to use.
     replicated: how many leading arguments are the same on all devices.
     summed: whether the results are the same on all devices, or one each
@@ -58,7 +58,7 @@ def spmd(
 
   def one(*args):
     *same, own = args
-    out = fn(*same, own[0])
+    out = fn(*same, jax.tree.map(lambda x: x[0], own))
     return out if summed else jax.tree.map(lambda x: x[None], out)
 
   mapped = jax.shard_map(

@@ -3,7 +3,6 @@
 `train_step` is one replica's step, pure, its cross-replica sums in sight.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbkd_jax import blocks, supply
+from cbkd_jax import blocks, storage, supply
 from cbkd_jax.blocks import Network, Tree, Variables, View
 from cbkd_jax.data.augment import Augmentation, augment, normalise
-from cbkd_jax.objectives import Objective
 from cbkd_jax.objectives.method import published_epoch
-from cbkd_jax.optimizer import make_optimizer
 from cbkd_jax.replicas import AXIS, Replicas, spmd
-from cbkd_jax.stages import Training
+from cbkd_jax.spec import StepSpec
+from cbkd_jax.storage import Rows
+from cbkd_jax.views import Frozen, frozen_outputs, views
 
 
 class TrainState(NamedTuple):
@@ -46,65 +45,35 @@ class TrainState(NamedTuple):
     return Variables(self.params[:-1], self.batch_stats)
 
 
-@dataclasses.dataclass(frozen=True)
-class StepSpec:
-  """What is static in a stage's step; equal specs share one program.
+class Resident(NamedTuple):
+  """A train split, the same on every device.
 
   Attributes:
-    student: the stage's network (a hybrid, or the folded student).
-    teacher: the teacher's network; None where the objective has no use for
-      one.
-    objective: what is minimised.
-    training: optimiser and schedule.
-    trained: per part of the student, whether it trains.
-    shared: leading parts that are the teacher's own and frozen.
-    augmentation: of the images.
-    image_shape: (height, width, channels).
-    sync_batch_norm: whether batch statistics are those of the global batch.
+    images: uint8 `[examples, height, width, channels]`.
+    labels: int32 `[examples]`.
+    cache: rows of what the phase can't change, `[views * examples, ...]`;
+      None where they are not kept on the devices.
   """
 
-  student: Network
-  teacher: Network | None
-  objective: Objective
-  training: Training
-  trained: tuple[bool, ...]
-  shared: int
-  augmentation: Augmentation
-  image_shape: tuple[int, int, int]
-  sync_batch_norm: bool = True
-
-  @property
-  def tx(self) -> optax.GradientTransformation:
-    rates = self.objective.learning_rates()
-    return make_optimizer(self.training, (*self.trained, True), rates)
+  images: jax.Array
+  labels: jax.Array
+  cache: Rows | None = None
 
 
-def views(
-  spec: StepSpec,
-  student: Variables,
-  teacher: Variables | None,
-  x: jax.Array,
-  train: Sequence[bool],
-) -> tuple[View, View | None, tuple[Tree, ...]]:
-  """Student's view, teacher's view and the student's batch_stats afterwards.
+class Drawn(NamedTuple):
+  """A replica's share of a batch, or of several: then with a leading axis.
 
-  The shared prefix runs once, for both. It is frozen, so everything that
-  reaches the first trained part is a constant of the differentiation: no
-  backward pass goes below that part.
+  Attributes:
+    rows: int32 `[local_batch]`, the examples; with fixed views `view *
+      examples + example`.
+    cache: their rows of what the phase can't change, where these are kept on
+      the host.
+    again: likewise of their second views, if the objective needs them.
   """
-  shared = spec.shared
-  prefix, _ = blocks.run(spec.student, student, x, stop=shared)
-  if shared:
-    x = prefix[-1].output
-  prefix, x = jax.lax.stop_gradient((prefix, x))
-  teacher_view = None
-  if spec.teacher is not None:
-    rest, _ = blocks.run(spec.teacher, teacher, x, start=shared)
-    teacher_view = jax.lax.stop_gradient(blocks.view([*prefix, *rest]))
-  rest, batch_stats = blocks.run(
-    spec.student, student, x, train=train, start=shared
-  )
-  return blocks.view([*prefix, *rest]), teacher_view, batch_stats
+
+  rows: jax.Array
+  cache: Rows | None = None
+  again: Rows | None = None
 
 
 def create_train_state(
@@ -179,9 +148,8 @@ def train_step(
   spec: StepSpec,
   state: TrainState,
   teacher: Variables | None,
-  images: jax.Array,
-  labels: jax.Array,
-  indices: jax.Array,
+  data: Resident,
+  drawn: Drawn,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of one replica.
 
@@ -189,57 +157,30 @@ def train_step(
     spec: the stage (static).
     state: the same on every replica.
     teacher: the teacher's variables; parts before `spec.shared` may be None.
-    images: the whole train split, `[examples, height, width, channels]` uint8.
-    labels: `[examples]`.
-    indices: `[local_batch]`, this replica's share of the batch.
+    data: the whole train split.
+    drawn: this replica's share of the batch.
 
   Returns:
     The new state, and metrics over the global batch: 'loss', each term by its
     key, 'accuracy', 'grad_norm' (before clipping, of what is trained).
   """
-  # Randomness is keyed by the step and by the example's position in the
-  # global batch: it does not depend on how many replicas share the batch.
-  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-  local_batch = indices.shape[0]
-  positions = jnp.arange(local_batch) + local_batch * jax.lax.axis_index(AXIS)
-  train_labels, labels = labels, labels[indices]
-  x = augment(images[indices], rng, positions, spec.augmentation)
-  available = {
-    'labels': labels,
-    'indices': indices,
-    'step': state.step,
-    'train_labels': train_labels,
-  }
-  available |= _supplies(spec, state, teacher, rng, positions)
-  again = None
-  if 'second_view' in spec.objective.needs:
-    again = supply.second_key(rng)
-    again = augment(images[indices], again, positions, spec.augmentation)
   trained = (*spec.trained, True)
+  batch = make_batch(spec, state, teacher, data, drawn)
 
   def loss_fn(trained_params):
     params = merge(trained, trained_params, state.params)
-    look = functools.partial(
-      _look, spec, params, state.objective_state, teacher, available
-    )
-    student_view, teacher_view, batch_stats = look(x, state.batch_stats)
-    supplied = dict(available)
-    if again is not None:
-      *second, batch_stats = look(again, batch_stats)
-      supplied['second_view'] = tuple(second)
-    loss, (terms, objective_state) = spec.objective.loss(
-      params[-1], state.objective_state, student_view, teacher_view, supplied
-    )
-    return loss, (terms, objective_state, batch_stats, student_view.logits)
+    return loss(spec, state._replace(params=params), teacher, batch)
 
   # Only trained parameters are differentiated; the optimiser's mask then
   # says the same thing once more, for its state, decay and clipping.
   trained_params = tuple(p for p, t in zip(state.params, trained) if t)
-  (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained_params)
+  (value, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+    trained_params
+  )
   terms, objective_state, batch_stats, logits = aux
   grads = jax.lax.pmean(grads, AXIS)
-  accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
-  metrics = {'loss': loss, **terms, 'accuracy': accuracy}
+  accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.available['labels'])
+  metrics = {'loss': value, **terms, 'accuracy': accuracy}
   metrics = jax.lax.pmean(metrics, AXIS)
   metrics['grad_norm'] = optax.tree.norm(grads)
   if not spec.sync_batch_norm:
@@ -268,23 +209,170 @@ def train_step(
   return state, metrics
 
 
+class Batch(NamedTuple):
+  """What a replica's loss is a function of, besides the variables.
+
+  Attributes:
+    x: normalised images `[local_batch, height, width, channels]`.
+    again: the same examples, augmented a second time; None if not needed.
+    frozen: the outputs that the phase can't change, of `x` and of `again`;
+      None where they are computed.
+    available: what objectives may need, by name, see `AVAILABLE`.
+  """
+
+  x: jax.Array
+  again: jax.Array | None
+  frozen: tuple[Frozen | None, Frozen | None]
+  available: dict[str, Any]
+
+
+def make_batch(
+  spec: StepSpec,
+  state: TrainState,
+  teacher: Variables | None,
+  data: Resident,
+  drawn: Drawn,
+) -> Batch:
+  """A replica's batch, from the resident split and what is kept."""
+  # Randomness is keyed by the step and by the example's position in the
+  # global batch: it does not depend on how many replicas share the batch.
+  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+  local_batch = drawn.rows.shape[0]
+  positions = jnp.arange(local_batch) + local_batch * jax.lax.axis_index(AXIS)
+  indices, again = drawn.rows, None
+  wants_again = 'second_view' in spec.objective.needs
+  if spec.fixed_views is None:
+    images = data.images[indices]
+    x = augment(images, rng, positions, spec.augmentation)
+    if wants_again:
+      key = supply.second_key(rng)
+      again = augment(images, key, positions, spec.augmentation)
+    frozen = None, None
+  else:
+    indices = drawn.rows % len(data.images)
+    second = second_rows(drawn.rows, len(data.images), spec.fixed_views)
+    x = fixed_view(spec, state.rng, data.images, drawn.rows)
+    if wants_again:
+      again = fixed_view(spec, state.rng, data.images, second)
+    frozen = _kept(spec, state, teacher, data, drawn, second)
+  available = {
+    'labels': data.labels[indices],
+    'indices': indices,
+    'step': state.step,
+    'train_labels': data.labels,
+  }
+  available |= _supplies(spec, state, teacher, rng, positions)
+  return Batch(x, again, frozen, available)
+
+
+def second_rows(rows: Any, examples: int, fixed_views: int) -> Any:
+  """The same examples, in the view after the one that is drawn."""
+  return (rows + examples) % (examples * fixed_views)
+
+
+def fixed_view(
+  spec: StepSpec, rng: jax.Array, images: jax.Array, rows: jax.Array
+) -> jax.Array:
+  """Images in one of the fixed views of a phase.
+
+  Args:
+    spec: the phase.
+    rng: key data, of the state.
+    images: the whole train split, uint8.
+    rows: `[batch]`, `view * examples + example`.
+
+  Returns:
+    Normalised images `[batch, height, width, channels]`, a function of row
+    and phase alone.
+  """
+  key = supply.fixed_key(jax.random.wrap_key_data(rng))
+  return augment(images[rows % len(images)], key, rows, spec.augmentation)
+
+
+def _kept(
+  spec: StepSpec,
+  state: TrainState,
+  teacher: Variables | None,
+  data: Resident,
+  drawn: Drawn,
+  second: jax.Array,
+) -> tuple[Frozen | None, Frozen | None]:
+  """The frozen outputs of the batch's two views, as far as they are kept."""
+  if spec.cache is None:
+    return None, None
+  shape = (len(drawn.rows), *spec.image_shape)
+  shapes = jax.eval_shape(
+    lambda x: frozen_outputs(spec, state.variables, teacher, x),
+    jax.ShapeDtypeStruct(shape, jnp.float32),
+  )
+
+  def look_up(rows: jax.Array, given: Rows | None) -> Frozen:
+    if data.cache is not None:
+      given = jax.tree.map(lambda kept: kept[rows], data.cache)
+    return storage.decode(spec.cache, given, shapes)
+
+  first = look_up(drawn.rows, drawn.cache)
+  if 'second_view' not in spec.objective.needs:
+    return first, None
+  return first, look_up(second, drawn.again)
+
+
+def loss(
+  spec: StepSpec,
+  state: TrainState,
+  teacher: Variables | None,
+  batch: Batch,
+) -> tuple[jax.Array, tuple[Any, ...]]:
+  """What a replica minimises, over its share of a batch.
+
+  Args:
+    spec: the phase.
+    state: before the step.
+    teacher: the teacher's variables.
+    batch: this replica's.
+
+  Returns:
+    The scalar, and (terms and metrics by name, the objective's new state, the
+    student's new batch_stats, its logits).
+  """
+  look = functools.partial(_look, spec, state, teacher, batch.available)
+  student_view, teacher_view, batch_stats = look(
+    batch.x, state.batch_stats, batch.frozen[0]
+  )
+  supplied = dict(batch.available)
+  if batch.again is not None:
+    *second, batch_stats = look(batch.again, batch_stats, batch.frozen[1])
+    supplied['second_view'] = tuple(second)
+  value, (terms, objective_state) = spec.objective.loss(
+    state.params[-1],
+    state.objective_state,
+    student_view,
+    teacher_view,
+    supplied,
+  )
+  return value, (terms, objective_state, batch_stats, student_view.logits)
+
+
 def _look(
   spec: StepSpec,
-  params: tuple[Tree, ...],
-  objective_state: Tree,
+  state: TrainState,
   teacher: Variables | None,
   available: dict[str, Any],
   x: jax.Array,
   batch_stats: tuple[Tree, ...],
+  frozen: Frozen | None,
 ) -> tuple[View, View | None, tuple[Tree, ...]]:
   """`views` in training, with the logits that the student predicts by."""
-  own = Variables(params[:-1], batch_stats)
+  own = Variables(state.params[:-1], batch_stats)
   student_view, teacher_view, batch_stats = views(
-    spec, own, teacher, x, spec.trained
+    spec, own, teacher, x, spec.trained, frozen
   )
   if spec.objective.predictor:
     logits = spec.objective.predict(
-      params[-1], objective_state, student_view, available['teacher_head']
+      state.params[-1],
+      state.objective_state,
+      student_view,
+      available['teacher_head'],
     )
     student_view = student_view._replace(logits=logits)
   return student_view, teacher_view, batch_stats
@@ -319,24 +407,23 @@ def train_steps(
   unroll: bool,
   state: TrainState,
   teacher: Variables | None,
-  images: jax.Array,
-  labels: jax.Array,
-  indices: jax.Array,
+  data: Resident,
+  drawn: Drawn,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """`train_step` for each row of `indices [steps, local_batch]`.
+  """`train_step` for each row of `drawn`, `rows [steps, local_batch]`.
 
   Metrics gain a leading axis of steps. `unroll` avoids a loop: XLA's CPU
   backend runs convolutions inside one many times slower.
   """
 
-  def body(state, row):
-    return train_step(spec, state, teacher, images, labels, row)
+  def body(state, one):
+    return train_step(spec, state, teacher, data, one)
 
-  steps = len(indices)
+  steps = len(drawn.rows)
   if steps == 1:  # a scan of one step would still be a loop
-    state, metrics = body(state, indices[0])
+    state, metrics = body(state, jax.tree.map(lambda x: x[0], drawn))
     return state, jax.tree.map(lambda x: x[None], metrics)
-  return jax.lax.scan(body, state, indices, unroll=steps if unroll else 1)
+  return jax.lax.scan(body, state, drawn, unroll=steps if unroll else 1)
 
 
 def forward(
@@ -355,13 +442,14 @@ def forward(
 def compiled_train(
   spec: StepSpec, replicas: Replicas
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-  """`(state, teacher, images, labels, indices) -> (state, metrics)`.
+  """`(state, teacher, data, drawn) -> (state, metrics)`.
 
-  `indices` is `[devices, steps, local_batch]`; the state is donated.
+  The arrays of `drawn` begin with `[devices, steps, local_batch]`; the state
+  is donated.
   """
   unroll = replicas.devices[0].platform == 'cpu'
   fn = functools.partial(train_steps, spec, unroll)
-  return spmd(fn, replicas, replicated=4, summed=True, donate=(0,))
+  return spmd(fn, replicas, replicated=3, summed=True, donate=(0,))
 
 
 @functools.cache

@@ -14,6 +14,8 @@ from cbkd_jax.objectives import Objective
 
 # Purposes of a step's key besides augmentation, which folds in positions.
 _EXAMPLES, _SECOND_VIEW = 2**32 - 1, 2**32 - 2
+# Of a phase's key, from which the steps' keys are folded.
+_FIXED_VIEWS = 2**32 - 3
 
 
 def example_keys(rng: jax.Array, positions: jax.Array) -> jax.Array:
@@ -25,6 +27,11 @@ def example_keys(rng: jax.Array, positions: jax.Array) -> jax.Array:
 def second_key(rng: jax.Array) -> jax.Array:
   """The key of a step's second augmentation."""
   return jax.random.fold_in(rng, _SECOND_VIEW)
+
+
+def fixed_key(rng: jax.Array) -> jax.Array:
+  """The key of a phase's fixed views, from the phase's own."""
+  return jax.random.fold_in(rng, _FIXED_VIEWS)
 
 
 def teacher_head(

@@ -36,10 +36,10 @@ from cbkd_jax.blocks import Variables
 from cbkd_jax.compression import fold
 from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.experiment import Experiment
-from cbkd_jax.fit import Resident
 from cbkd_jax.monitoring import Monitor
 from cbkd_jax.phases import Run, Trained, run_phase
 from cbkd_jax.stages import Stage
+from cbkd_jax.step import Resident
 
 
 def train_and_evaluate(

@@ -87,6 +87,23 @@ def get_config() -> ConfigDict:
       'checkpoint_every_steps': 500,
       # A line in metrics.jsonl every so many steps.
       'log_every_steps': 50,
+      'cache': {
+        # Compute what a stage can't change (the frozen prefix's output, what
+        # the objective sees of the teacher) once, not in every step.
+        'prefix': False,
+        # Also in the thaw and in the controls: the teacher's outputs.
+        'thaw': False,
+        # Fixed augmentations of each image, of which each epoch draws one;
+        # 0: the images as they are.
+        'views': 0,
+        # Feature maps are kept 'exact', in 'bfloat16' or in 'uint8'.
+        'dtype': 'bfloat16',
+        # Where: on every 'device', on the 'host', or 'auto', the first of
+        # these where it fits. One that fits nowhere is done without.
+        'place': 'auto',
+        # Largest size in MiB; None: 80 % of what is free.
+        'limit_mib': placeholder(float),
+      },
       'data': {
         # 'digits' (embedded), 'tiny_imagenet', or any TFDS image
         # classification set.

@@ -56,3 +56,25 @@ def test_what_is_returned_may_be_changed():
 
 def test_no_steps_are_no_examples():
   assert sampler.indices(0, 10, 4, 3, 0).shape == (0, 4)
+
+
+def test_rows_are_the_same_examples_each_in_a_view():
+  n, views = 7, 3
+  stream = sampler.rows(2, n, 4, 0, 70, views)
+  np.testing.assert_array_equal(stream % n, sampler.indices(2, n, 4, 0, 70))
+  assert stream.dtype == np.int32
+  # Each epoch draws one view per example; over 40 epochs all of them, evenly.
+  drawn = stream.ravel() // n
+  counts = np.bincount(drawn, minlength=views)
+  assert len(counts) == views
+  assert (abs(counts - 280 / views) < 25).all()
+  of_one = drawn[stream.ravel() % n == 0]
+  assert len(of_one) == 40
+  assert set(of_one) == {0, 1, 2}
+  # A resumed run draws what the uninterrupted one drew.
+  np.testing.assert_array_equal(
+    sampler.rows(2, n, 4, 33, 5, views), stream[33:38]
+  )
+  np.testing.assert_array_equal(
+    sampler.rows(2, n, 4, 3, 5, None), sampler.indices(2, n, 4, 3, 5)
+  )

@@ -95,16 +95,15 @@ class Run:
     )
 
   def take(self, steps, per_call=1):
-    data = self.replicas.put(tiny.images(EXAMPLES))
+    data = self.replicas.put(step.Resident(*tiny.images(EXAMPLES)))
     fn = step.compiled_train(self.spec, self.replicas)
     devices = len(self.replicas.devices)
     for done in range(0, steps, per_call):
       start = int(self.state.step)
       rows = self.rows[start : start + min(per_call, steps - done)]
       rows = rows.reshape(len(rows), devices, -1).swapaxes(0, 1)
-      self.state, metrics = fn(
-        self.state, self.teacher, *data, np.ascontiguousarray(rows)
-      )
+      drawn = step.Drawn(np.ascontiguousarray(rows))
+      self.state, metrics = fn(self.state, self.teacher, data, drawn)
       jax.block_until_ready((self.state, metrics))
       for key, values in jax.device_get(metrics).items():
         assert len(values) == rows.shape[1]

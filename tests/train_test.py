@@ -736,3 +736,42 @@ def test_one_device_and_four_are_the_same_run(whole, tmp_path, monkeypatch):
   for ours, theirs in zip(_lines(tmp_path / 'one'), _lines(tmp_path / 'four')):
     if 'loss' in ours:
       np.testing.assert_allclose(ours['loss'], theirs['loss'], rtol=1e-3)
+
+
+def test_a_run_with_caches(whole, tmp_path):
+  """Resumed it is the same run; where they don't fit, too, to rounding."""
+  changes = {
+    'teacher__checkpoint': str(whole),
+    'cache__prefix': True,
+    'cache__thaw': True,
+    'cache__views': 2,
+    'cache__dtype': 'exact',
+  }
+  cached = tmp_path / 'cached'
+  console = tiny_run.console()
+  found = tiny_run.run(cached, changes, console=console)
+  said = console.file.getvalue()
+  assert said.count('cache of 2 views per image') == 3
+  for stage, row in zip(found['stages'], (2 * 2 * 6, 4 * 4 * 4, 0)):
+    assert stage['cache']['bytes'] == 2 * 96 * 4 * (row + 10)
+    assert stage['cache']['place'] == 'device'
+    assert stage['cache']['error'] == 0
+
+  resumed, stopped = tmp_path / 'resumed', []
+  # In a cache's filling, which takes 16 calls, and in the steps after it.
+  for calls in 4, 21, 40, 1000:
+    try:
+      tiny_run.run(resumed, changes, interrupted=_After(calls))
+    except Preempted as error:
+      stopped.append(str(error))
+  assert stopped[0].endswith('while the cache was filled; nothing is lost')
+  assert any('saved' in text for text in stopped[1:])
+  ours = (resumed / 'metrics.jsonl').read_bytes()
+  assert ours == (cached / 'metrics.jsonl').read_bytes()
+
+  without = tmp_path / 'without'
+  console = tiny_run.console()
+  tiny_run.run(without, {**changes, 'cache__limit_mib': 0.001}, console=console)
+  assert console.file.getvalue().count('no cache, it takes') == 3
+  for ours, theirs in zip(_lines(without), _lines(cached), strict=True):
+    assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)

@@ -1,6 +1,6 @@
 """From uint8 images on the device to the network's input, inside the step."""
 
-from dataclasses import dataclass
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from cbkd_jax.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Augmentation:
   """What happens to the pixels; hashable, so that a step can be static in it.
 
@@ -27,6 +27,10 @@ class Augmentation:
   flip: bool
   mean: tuple[float, ...]
   std: tuple[float, ...]
+
+  def without_randomness(self) -> 'Augmentation':
+    """The images as they are."""
+    return dataclasses.replace(self, pad=0, flip=False)
 
   def __post_init__(self):
     if self.pad < 0:

@@ -94,14 +94,16 @@ def test_several_steps_in_a_call(group):
       spmd(
         functools.partial(step.train_steps, spec, False),
         exp.replicas,
-        replicated=4,
+        replicated=3,
         summed=True,
       ),
       state,
       teacher_shapes,
-      jax.ShapeDtypeStruct((96, 8, 8, 1), jnp.uint8),
-      jax.ShapeDtypeStruct((96,), jnp.int32),
-      jax.ShapeDtypeStruct((4, 3, 4), jnp.int32),
+      step.Resident(
+        jax.ShapeDtypeStruct((96, 8, 8, 1), jnp.uint8),
+        jax.ShapeDtypeStruct((96,), jnp.int32),
+      ),
+      step.Drawn(jax.ShapeDtypeStruct((4, 3, 4), jnp.int32)),
     )
     assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(
       lambda x: (x.shape, x.dtype), state

@@ -70,15 +70,14 @@ def run(devices, global_batch=True):
   replicas = step.Replicas('pmap', tuple(jax.devices()[:devices]))
   state = step.create_train_state(spec, student, teacher, jax.random.key(3))
   state, teacher = replicas.put(state), replicas.put(teacher)
-  data = replicas.put(tiny.images(EXAMPLES))
+  data = replicas.put(step.Resident(*tiny.images(EXAMPLES)))
   rows = np.random.default_rng(0).permutation(EXAMPLES)[: STEPS * BATCH]
   rows = rows.astype(np.int32).reshape(STEPS, devices, -1).swapaxes(0, 1)
   fn = step.compiled_train(spec, replicas)
   metrics = []
   for i in range(STEPS):
-    state, found = fn(
-      state, teacher, *data, np.ascontiguousarray(rows[:, i : i + 1])
-    )
+    drawn = step.Drawn(np.ascontiguousarray(rows[:, i : i + 1]))
+    state, found = fn(state, teacher, data, drawn)
     metrics.append(jax.device_get(jax.block_until_ready(found)))
   return metrics, jax.device_get(state)
 

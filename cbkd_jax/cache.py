@@ -1,0 +1,296 @@
+"""What a phase can't change, computed once and looked up in every step.
+
+While a stage trains one block, everything before it and all of the teacher
+stand still: of a fixed image their outputs are the same in every epoch. With
+a fixed number of augmented views per image they are computed once, and a step
+then costs the trained block and what lies above it.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+
+from cbkd_jax import blocks, devices, step, storage
+from cbkd_jax.blocks import Variables
+from cbkd_jax.errors import Preempted
+from cbkd_jax.replicas import AXIS, Replicas, spmd
+from cbkd_jax.spec import StepSpec
+from cbkd_jax.step import Drawn, Resident, TrainState
+from cbkd_jax.storage import Layout, Rows
+from cbkd_jax.views import Frozen, equal_leaves, frozen_outputs
+
+# Of what is free: the step itself needs memory too.
+_SHARE = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a phase's cache would be.
+
+  Attributes:
+    layout: what is kept of the frozen outputs; nothing if it has no leaves.
+    rows: views times examples.
+    row_bytes: of one row.
+  """
+
+  layout: Layout
+  rows: int
+  row_bytes: int
+
+  @property
+  def bytes(self) -> int:
+    """Of one copy."""
+    return self.rows * self.row_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """A filled cache.
+
+  Attributes:
+    plan: what it is.
+    place: 'device' or 'host'.
+    rows: arrays `[views * examples, ...]`, on every device or on the host.
+    error: root mean square of what rounding changed, over that of the maps
+      themselves.
+    seconds: to fill it.
+  """
+
+  plan: Plan
+  place: str
+  rows: Rows
+  error: float
+  seconds: float
+
+  def draw(self, spec: StepSpec, rows: np.ndarray) -> Drawn:
+    """The replicas' batches.
+
+    Args:
+      spec: the phase.
+      rows: `[devices, steps, local_batch]`.
+    """
+    if self.place == 'device':
+      return Drawn(rows)
+    first = jax.tree.map(lambda kept: kept[rows], self.rows)
+    if 'second_view' not in spec.objective.needs:
+      return Drawn(rows, first)
+    examples = self.plan.rows // spec.fixed_views
+    second = step.second_rows(rows, examples, spec.fixed_views)
+    return Drawn(rows, first, jax.tree.map(lambda k: k[second], self.rows))
+
+
+def plan(spec: StepSpec, dtype: str, examples: int) -> Plan:
+  """What the cache of a phase holds; nothing is computed.
+
+  Args:
+    spec: the phase, with `fixed_views`.
+    dtype: of the maps, see `storage.Layout`.
+    examples: in the train split.
+  """
+  student, teacher = _variables(spec)
+  same = equal_leaves(spec, student, teacher)
+  layout = Layout(dtype, tuple((i, same[i]) for i in _used_leaves(spec)))
+  row = jax.eval_shape(
+    lambda s, t, x: storage.encode(layout, frozen_outputs(spec, s, t, x)),
+    student,
+    teacher,
+    jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32),
+  )
+  row_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(row))
+  return Plan(layout, spec.fixed_views * examples, row_bytes)
+
+
+def choose_place(
+  plan: Plan, place: str, limit: int | None, replicas: Replicas
+) -> tuple[str | None, str]:
+  """Where a cache fits.
+
+  Args:
+    plan: the cache.
+    place: 'device', 'host', or 'auto' for the first of these that does.
+    limit: bytes of one copy; None: what is free.
+    replicas: the devices; each holds a copy.
+
+  Returns:
+    'device', 'host' or None if it fits nowhere; and in words why.
+  """
+  device = replicas.devices[0]
+  on_cpu = device.platform == 'cpu'
+  # The rows are gathered on the host first; a CPU's copies lie there too.
+  copies = len(replicas.devices) + 1 if on_cpu else 1
+  refused = []
+  for name in ('device', 'host') if place == 'auto' else (place,):
+    free = devices.free_host_bytes()
+    needed = plan.bytes
+    if name == 'device':
+      free, needed = devices.free_bytes(device), copies * plan.bytes
+    if limit is not None:
+      free, needed = limit / _SHARE, plan.bytes
+    if free is None or needed <= _SHARE * free:
+      return name, f'{_mib(plan.bytes)} on the {name}'
+    missing = needed - _SHARE * free
+    refused.append(
+      f'{_mib(needed)} on the {name}, {_mib(missing)} more than there may be'
+    )
+  return None, '; '.join(refused)
+
+
+def fill(
+  plan: Plan,
+  place: str,
+  spec: StepSpec,
+  state: TrainState,
+  teacher: Variables | None,
+  data: Resident,
+  *,
+  replicas: Replicas,
+  batch_size: int,
+  interrupted: Callable[[], bool] = lambda: False,
+) -> Kept:
+  """Runs the frozen parts on every view of every image.
+
+  Args:
+    plan: the cache.
+    place: 'device' or 'host'.
+    spec: the phase.
+    state: before the phase's first step, or any later one.
+    teacher: the teacher's variables.
+    data: the train split.
+    replicas: the devices.
+    batch_size: rows at once over all devices, rounded up to fill them.
+    interrupted: says whether to stop.
+
+  Returns:
+    The cache; of `place='device'` a copy on every device.
+
+  Raises:
+    Preempted: `interrupted`.
+  """
+  began = time.monotonic()
+  run = compiled_fill(dataclasses.replace(spec, cache=plan.layout), replicas)
+  count = len(replicas.devices)
+  local = max(1, math.ceil(min(batch_size, plan.rows) / count))
+  found, changed, size = None, 0.0, 0.0
+  for start in range(0, plan.rows, local * count):
+    if interrupted():
+      raise Preempted('stopped while the cache was filled')
+    rows = np.arange(start, start + local * count)
+    fresh = len(rows) - max(0, int(rows[-1]) - plan.rows + 1)
+    # The last batch is filled up with its last row, dropped below.
+    rows = np.minimum(rows, plan.rows - 1).astype(np.int32)
+    out, errors = run(state, teacher, data, rows.reshape(count, local))
+    if found is None:
+      found = jax.tree.map(
+        lambda x: np.empty((plan.rows, *x.shape[2:]), x.dtype), out
+      )
+    end = start + fresh
+    for whole, part in zip(jax.tree.leaves(found), jax.tree.leaves(out)):
+      part = np.asarray(part)
+      whole[start:end] = part.reshape(-1, *part.shape[2:])[:fresh]
+    errors = np.asarray(errors, np.float64).reshape(-1, 2)[:fresh].sum(0)
+    changed, size = changed + errors[0], size + errors[1]
+  if place == 'device':
+    found = jax.block_until_ready(replicas.put(found))
+  error = math.sqrt(changed / size) if size else 0.0
+  return Kept(plan, place, found, error, time.monotonic() - began)
+
+
+@functools.cache
+def compiled_fill(
+  spec: StepSpec, replicas: Replicas
+) -> Callable[..., tuple[Rows, jax.Array]]:
+  """`(state, teacher, data, rows [devices, local_batch]) -> (rows, errors)`.
+
+  The rows' arrays and `errors` begin with `[devices, local_batch]`; an error
+  is the pair (sum of squares of what rounding changes in a row's maps, sum of
+  squares of the maps).
+  """
+
+  def one(state, teacher, data, rows):
+    x = step.fixed_view(spec, state.rng, data.images, rows)
+    frozen = frozen_outputs(spec, state.variables, teacher, x)
+    kept = storage.encode(spec.cache, frozen)
+    back = jax.tree.leaves(storage.decode(spec.cache, kept, frozen))
+    errors = jnp.zeros((len(rows), 2))
+    for i in {source: leaf for leaf, source in spec.cache.leaves}.values():
+      before = jax.tree.leaves(frozen)[i].astype(jnp.float32)
+      if before.ndim == 4:
+        pair = before - back[i].astype(jnp.float32), before
+        sums = [jnp.sum(x**2, axis=(1, 2, 3)) for x in pair]
+        errors += jnp.stack(sums, -1)
+    return kept, errors
+
+  return spmd(one, replicas, replicated=3, summed=False)
+
+
+def _variables(spec: StepSpec) -> tuple[Variables, Variables | None]:
+  """Shapes of the student's variables, and of the teacher's."""
+  student = blocks.shapes(spec.student, spec.image_shape)
+  if spec.teacher is None:
+    return student, None
+  return student, blocks.shapes(spec.teacher, spec.image_shape)
+
+
+@functools.cache
+def _used_leaves(spec: StepSpec) -> tuple[int, ...]:
+  """Which of the frozen outputs the loss depends on.
+
+  Numbers in the order of the leaves of `frozen_outputs`. Found by following
+  the loss's own operations back from its results.
+  """
+  setting = spec.objective.setting
+  student, teacher = _variables(spec)
+  batch = setting.local_batch
+  frozen = jax.eval_shape(
+    functools.partial(frozen_outputs, spec),
+    student,
+    teacher,
+    jax.ShapeDtypeStruct((batch, *spec.image_shape), jnp.float32),
+  )
+  again = 'second_view' in spec.objective.needs
+  examples = max(setting.train_size, batch)
+  data = Resident(
+    jax.ShapeDtypeStruct((examples, *spec.image_shape), jnp.uint8),
+    jax.ShapeDtypeStruct((examples,), jnp.int32),
+  )
+
+  def run(pair: tuple[Frozen, Frozen | None], state, teacher, data, rows):
+    made = step.make_batch(spec, state, teacher, data, Drawn(rows))
+    return step.loss(spec, state, teacher, made._replace(frozen=pair))
+
+  trace = jax.make_jaxpr(run, axis_env=[(AXIS, setting.replicas)])
+  jaxpr = trace(
+    (frozen, frozen if again else None),
+    step.state_shapes(spec, student, teacher),
+    teacher,
+    data,
+    jax.ShapeDtypeStruct((batch,), jnp.int32),
+  ).jaxpr
+  used = _used_inputs(jaxpr)
+  count = len(jax.tree.leaves(frozen))
+  views = 2 if again else 1
+  return tuple(
+    i for i in range(count) if any(used[i + v * count] for v in range(views))
+  )
+
+
+def _used_inputs(jaxpr: Any) -> list[bool]:
+  """Per input, whether any result may depend on it."""
+  is_variable = jax.extend.core.Var
+  live = {v for v in jaxpr.outvars if isinstance(v, is_variable)}
+  for equation in reversed(jaxpr.eqns):
+    if any(v in live for v in equation.outvars):
+      live |= {v for v in equation.invars if isinstance(v, is_variable)}
+  return [v in live for v in jaxpr.invars]
+
+
+def _mib(size: float) -> str:
+  return f'{size / 2**20:,.1f} MiB'
