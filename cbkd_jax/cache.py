@@ -95,17 +95,32 @@ def plan(spec: StepSpec, dtype: str, examples: int) -> Plan:
     dtype: of the maps, see `storage.Layout`.
     examples: in the train split.
   """
-  student, teacher = _variables(spec)
-  same = equal_leaves(spec, student, teacher)
+  same = equal_leaves(spec, *_variables(spec))
   layout = Layout(dtype, tuple((i, same[i]) for i in _used_leaves(spec)))
-  row = jax.eval_shape(
+  rows = jax.tree.leaves(_row_shapes(spec, layout))
+  row_bytes = sum(x.size * x.dtype.itemsize for x in rows)
+  return Plan(layout, spec.fixed_views * examples, row_bytes)
+
+
+def with_layout(spec: StepSpec, plan: Plan) -> StepSpec:
+  """The spec of the steps that look up what a plan keeps."""
+  return dataclasses.replace(spec, cache=plan.layout)
+
+
+def row_shapes(spec: StepSpec, rows: int) -> Rows:
+  """Shapes and types of a cache, of a spec that has one."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype),
+    _row_shapes(spec, spec.cache),
+  )
+
+
+def _row_shapes(spec: StepSpec, layout: Layout) -> Rows:
+  return jax.eval_shape(
     lambda s, t, x: storage.encode(layout, frozen_outputs(spec, s, t, x)),
-    student,
-    teacher,
+    *_variables(spec),
     jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32),
   )
-  row_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(row))
-  return Plan(layout, spec.fixed_views * examples, row_bytes)
 
 
 def choose_place(
@@ -175,7 +190,7 @@ def fill(
     Preempted: `interrupted`.
   """
   began = time.monotonic()
-  run = compiled_fill(dataclasses.replace(spec, cache=plan.layout), replicas)
+  run = compiled_fill(with_layout(spec, plan), replicas)
   count = len(replicas.devices)
   local = max(1, math.ceil(min(batch_size, plan.rows) / count))
   found, changed, size = None, 0.0, 0.0

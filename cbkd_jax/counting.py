@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cbkd_jax import blocks, step, views
+from cbkd_jax import blocks, cache, step, views
 from cbkd_jax.blocks import Network, Tree, Variables
 
 
@@ -124,16 +124,22 @@ def step_flops(
   if spec.teacher is not None:
     teacher = blocks.shapes(spec.teacher, spec.image_shape)
   state = step.state_shapes(spec, student, teacher)
-  lowered = step.compiled_train(spec, replicas).lower(
+  program = step.compiled_train(spec, replicas)
+  rows = None
+  if spec.cache is not None:
+    rows = cache.row_shapes(spec, spec.fixed_views * train_size)
+  lowered = program.lower(
     state,
     teacher,
     step.Resident(
       jax.ShapeDtypeStruct((train_size, *spec.image_shape), jnp.uint8),
       jax.ShapeDtypeStruct((train_size,), jnp.int32),
+      rows,
     ),
     step.Drawn(jax.ShapeDtypeStruct((1, 1, batch), jnp.int32)),
   )
-  compiled = lowered.compile({'xla_backend_optimization_level': 0})
+  options = {**(program.options or {}), 'xla_backend_optimization_level': 0}
+  compiled = lowered.compile(options)
   return float(compiled.cost_analysis()['flops']) / batch
 
 

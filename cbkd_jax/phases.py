@@ -251,7 +251,7 @@ def _keep(
     highlight=False,
     soft_wrap=True,
   )
-  spec = dataclasses.replace(spec, cache=plan.layout)
+  spec = cache.with_layout(spec, plan)
   rows = kept.rows if place == 'device' else None
   return spec, run.train._replace(cache=rows), kept
 

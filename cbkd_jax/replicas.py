@@ -1,5 +1,7 @@
 """The devices that share a batch: the only place that knows pmap, shard_map."""
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +13,10 @@ from jax.sharding import PartitionSpec as P
 from cbkd_jax.blocks import Tree
 
 AXIS = 'batch'  # the replicas' axis: gradients, metrics, batch statistics
+
+# On CPU this pass drops `optimization_barrier` before the fusions from which
+# `models.layers.materialise` protects. A name unknown to XLA is ignored.
+_CPU_OPTIONS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
 
 
 class Replicas(NamedTuple):
@@ -32,7 +38,7 @@ def spmd(
   replicated: int,
   summed: bool,
   donate: tuple[int, ...] = (),
-) -> Callable:
+) -> 'Program':
   """Runs `fn` on every replica over the axis `AXIS`.
 
   Args:
@@ -46,8 +52,10 @@ def spmd(
   Returns:
     The function of the global arguments; the last has a leading device axis.
   """
+  on_cpu = replicas.devices[0].platform == 'cpu'
+  options = _CPU_OPTIONS if on_cpu else None
   if replicas.spmd == 'pmap':
-    return jax.pmap(
+    mapped = jax.pmap(
       fn,
       axis_name=AXIS,
       in_axes=(*(None,) * replicated, 0),
@@ -55,6 +63,7 @@ def spmd(
       devices=replicas.devices,
       donate_argnums=donate,
     )
+    return Program(mapped, options)
 
   def one(*args):
     *same, own = args
@@ -68,4 +77,45 @@ def spmd(
     out_specs=P() if summed else P(AXIS),
     check_vma=False,  # as in pmap: the code above places its own pmeans
   )
-  return jax.jit(mapped, donate_argnums=donate)
+  return Program(jax.jit(mapped, donate_argnums=donate), options)
+
+
+class Program:
+  """A function that is compiled once for each set of shapes.
+
+  Attributes:
+    fn: the function itself, for use inside of another.
+    options: XLA's, by name.
+    compile_seconds: spent in tracing and compiling, of all shapes.
+  """
+
+  def __init__(self, fn: Any, options: dict[str, Any] | None):
+    self.compile_seconds = 0.0
+    self.fn, self.options = fn, options
+    self._compiled: dict[Any, jax.stages.Compiled] = {}
+    self._lock = threading.Lock()
+
+  def lower(self, *args: Any) -> jax.stages.Lowered:
+    """Traced for arguments, or for their shapes."""
+    return self.fn.lower(*args)
+
+  def compiled(self, *args: Any) -> jax.stages.Compiled:
+    """The compiled function; a second thread waits for the first one's.
+
+    Args:
+      *args: arrays as in a call, or their shapes with their shardings.
+    """
+    leaves, structure = jax.tree.flatten(args)
+    shapes = tuple(
+      (x.shape, x.dtype, getattr(x, 'sharding', None)) for x in leaves
+    )
+    key = structure, shapes
+    with self._lock:
+      if key not in self._compiled:
+        began = time.monotonic()
+        self._compiled[key] = self.lower(*args).compile(self.options)
+        self.compile_seconds += time.monotonic() - began
+      return self._compiled[key]
+
+  def __call__(self, *args: Any) -> Any:
+    return self.compiled(*args)(*args)

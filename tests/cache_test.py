@@ -1,7 +1,5 @@
 """What is looked up must be what would have been computed."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +62,7 @@ def take(made, place=None, devices=1, dtype='exact'):
     kept = cache.fill(
       plan, place, spec, state, teacher, data, replicas=replicas, batch_size=7
     )
-    spec = dataclasses.replace(spec, cache=plan.layout)
+    spec = cache.with_layout(spec, plan)
     if place == 'device':
       data = data._replace(cache=kept.rows)
   run = step.compiled_train(spec, replicas)

@@ -105,7 +105,7 @@ class ResidualBlock(nn.Module):
         self.axis_name,
         name=f'unit_{n}',
       )(x, train)
-      x = nn.relu(pre_activation)
+      x = layers.materialise(nn.relu(pre_activation))
     return BlockOutput(x, pre_activation, x)
 
 

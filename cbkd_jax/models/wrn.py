@@ -45,7 +45,7 @@ class PreActivationUnit(nn.Module):
     y = conv(3, 1, name='conv2')(y)
     if self.stride != 1 or x.shape[-1] != self.width:
       x = conv(1, self.stride, name='shortcut')(activated)
-    return x + y, normalized
+    return layers.materialise(x + y), normalized
 
 
 class WideBlock(nn.Module):

@@ -96,7 +96,7 @@ def test_several_steps_in_a_call(group):
         exp.replicas,
         replicated=3,
         summed=True,
-      ),
+      ).fn,
       state,
       teacher_shapes,
       step.Resident(
