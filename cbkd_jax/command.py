@@ -10,6 +10,9 @@ from ml_collections import config_flags
 
 from cbkd_jax import config, errors
 
+# --help shows a command's own flags; --config, defined here, is one of them.
+flags.disclaim_key_flags()
+
 
 def define_config() -> flags.FlagHolder:
   """Defines `--config=FILE`, whose fields `--config.a.b=value` overrides."""
@@ -72,6 +75,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
       _check_type(flags.FLAGS.config)
     return rest
+  except SystemExit:
+    # Absl shows help and ends with 1, as after a mistake.
+    sys.exit(0)
   except flags.Error as error:
     if 'Traceback' not in str(error):
       _fail(errors.EXIT_USAGE, error)

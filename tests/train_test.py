@@ -26,7 +26,7 @@ from cbkd_jax import (
   evaluation,
   phases,
   student,
-  train,
+  training,
   workdir,
 )
 from cbkd_jax.data import digits
@@ -344,9 +344,9 @@ def test_killed_after_the_last_step_is_the_same_run(
     elif where == 'student':
       patch.setattr(student.workdir, 'write_json', kill)
     elif where == 'summary':
-      patch.setattr(train.summary, 'summarize', kill)
+      patch.setattr(training.summary, 'summarize', kill)
     else:
-      patch.setattr(train.summary, 'show_results', kill)
+      patch.setattr(training.summary, 'show_results', kill)
     with pytest.raises(_Killed):
       tiny_run.run(directory)
   if where in ('evaluation', 'finish'):
@@ -365,10 +365,10 @@ def test_a_finished_phase_is_read_and_nothing_else(
     raise AssertionError('needless')
 
   for module, name in (
-    (train.blocks, 'init'),
-    (train.initialization, 'initialize_block'),
+    (training.blocks, 'init'),
+    (training.initialization, 'initialize_block'),
     (phases.step, 'create_train_state'),
-    (train, 'fold'),
+    (training, 'fold'),
     (phases, '_predict'),
     (phases, 'fit'),
   ):
