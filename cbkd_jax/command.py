@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,7 @@ def run(main: Callable[[], Any]) -> None:
       _fail(errors.EXIT_PREEMPTED, 'interrupted; what was saved is kept')
 
   sys.unraisablehook = _unraisable
+  warnings.showwarning = _warn
   app.run(guarded, flags_parser=_parse)
 
 
@@ -62,10 +64,13 @@ def require(**values: Any) -> None:
 
 
 def set_up_devices(values: Mapping[str, Any]) -> None:
-  """What must be set before JAX first looks for devices."""
+  """What must be set before JAX first looks for devices, or compiles."""
+  from cbkd_jax import compilation  # with JAX, so not for --help
+
   if values['deterministic']:
     flags_so_far = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags_so_far} --xla_gpu_deterministic_ops=true'
+  compilation.set_up_cache(values['compilation_cache'])
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -109,6 +114,14 @@ def _unraisable(unraisable: Any) -> None:
     sys.__unraisablehook__(unraisable)
 
 
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+  """One line, of what is wrong and not of where in a library it was found.
+
+  For instance an entry of the compilation cache that was cut short.
+  """
+  print(f'warning: {_line(message)}', file=sys.stderr)
+
+
 def _check_type(found: Any) -> None:
   if not hasattr(found, 'items'):
     raise TypeError(
@@ -127,6 +140,9 @@ def _config_argument(argv: Sequence[str]) -> str:
 
 
 def _fail(code: int, message: Any) -> None:
-  line = ' '.join(str(message).split())
-  print(f'error: {line}', file=sys.stderr)
+  print(f'error: {_line(message)}', file=sys.stderr)
   sys.exit(code)
+
+
+def _line(message: Any) -> str:
+  return ' '.join(str(message).split())

@@ -25,8 +25,10 @@ def main() -> None:
 
   from cbkd_jax import finished_run
 
+  directory = Path(values.workdir)
+  command.set_up_devices(finished_run.read_config(directory))
   found = finished_run.evaluate(
-    Path(values.workdir),
+    directory,
     batch_size=values.batch_size,
     data_dir=values.data_dir,
   )

@@ -11,6 +11,7 @@ import rich.console
 from cbkd_jax import (
   blocks,
   checkpoints,
+  config,
   counting,
   evaluation,
   experiment,
@@ -20,6 +21,22 @@ from cbkd_jax import (
   summary,
   workdir,
 )
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+  """The config of a finished run; what an older version lacks is default.
+
+  Args:
+    directory: the run's workdir.
+
+  Raises:
+    UserError: no finished run.
+  """
+  student.check_finished(directory / 'student')
+  return {
+    **config.defaults(),
+    **workdir.read_json(directory / 'config.json'),
+  }
 
 
 def evaluate(
@@ -45,14 +62,14 @@ def evaluate(
     UserError: no finished run, or its data can't be read.
   """
   network, variables, augmentation = student.read(directory / 'student')
-  config = workdir.read_json(directory / 'config.json')
-  fields = config['data']
+  values = read_config(directory)
+  fields = values['data']
   image_shape = tuple(fields['image_shape'])
   teacher_network = models.build(
-    config['teacher']['model'],
+    values['teacher']['model'],
     fields['classes'],
     image_shape,
-    jnp.dtype(config['compute_dtype']),
+    jnp.dtype(values['compute_dtype']),
   ).network()
   teacher_variables = checkpoints.read_variables(
     checkpoints.teacher_checkpoint(str(directory)),
@@ -60,10 +77,10 @@ def evaluate(
   )
   if data_dir is not None:
     fields = {**fields, 'dir': data_dir}
-  dataset = experiment.load_data({**config, 'data': fields})
+  dataset = experiment.load_data({**values, 'data': fields})
   devices = devices or tuple(jax.local_devices())
-  replicas = step.Replicas(config['spmd'], devices)
-  size = batch_size or config['eval_batch_size']
+  replicas = step.Replicas(values['spmd'], devices)
+  size = batch_size or values['eval_batch_size']
   images = replicas.put(dataset.test.images)
   figures, logits = {}, {}
   for name, net, trees in (

@@ -41,6 +41,7 @@ HERE = Path(__file__).parent
 # Most of the time here goes into compiling; the processes that tests start
 # find what is compiled already, and get the same numbers.
 COMPILATION = {
+  'jax_enable_compilation_cache': True,
   'jax_disable_most_optimizations': True,
   'jax_persistent_cache_min_compile_time_secs': 0.0,
   'jax_default_matmul_precision': 'highest',
