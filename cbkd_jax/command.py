@@ -65,8 +65,9 @@ def require(**values: Any) -> None:
 
 def set_up_devices(values: Mapping[str, Any]) -> None:
   """What must be set before JAX first looks for devices, or compiles."""
-  from cbkd_jax import compilation  # with JAX, so not for --help
+  from cbkd_jax import compilation, wall  # with JAX, so not for --help
 
+  wall.begin()
   if values['deterministic']:
     flags_so_far = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags_so_far} --xla_gpu_deterministic_ops=true'

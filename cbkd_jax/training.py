@@ -26,6 +26,7 @@ from cbkd_jax import (
   prediction,
   student,
   summary,
+  wall,
   workdir,
 )
 from cbkd_jax.blocks import Variables
@@ -65,6 +66,7 @@ def train_and_evaluate(
     NonFiniteLossError: a loss term became NaN or infinite.
     Preempted: `interrupted`, and everything is saved.
   """
+  wall.begin()
   config.check(values)
   exp = experiment.build(values)
   resumes = workdir.check_config(directory, values, config.defaults())

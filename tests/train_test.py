@@ -26,6 +26,7 @@ from cbkd_jax import (
   evaluation,
   phases,
   student,
+  summary,
   training,
   workdir,
 )
@@ -194,6 +195,27 @@ def test_the_summary_has_every_figure(whole):
     + 8 * 10
     + 10
   )
+
+
+def test_the_wall_time_is_importing_compiling_and_running(whole):
+  began = time.monotonic()
+  found = _summary(whole)['wall']
+  assert set(found) == {'import_seconds', 'compile_seconds', 'run_seconds'}
+  assert all(value > 0 for value in found.values())
+  # All of it was before this test, and after the package's import.
+  assert sum(found.values()) < began - cbkd_jax.BEGAN
+  phases = [_summary(whole)['teacher'], *_summary(whole)['stages']]
+  # Every phase's first call is hardly more than compiling its step.
+  assert found['compile_seconds'] > 0.5 * sum(
+    figures['compile_seconds'] for figures in phases
+  )
+  console = tiny_run.console()
+  summary.show_results(_summary(whole), console)
+  assert (
+    f'imports {found["import_seconds"]:,.1f} s, '
+    f'compiling {found["compile_seconds"]:,.1f} s, '
+    f'running {found["run_seconds"]:,.1f} s\n'
+  ) in console.file.getvalue()
 
 
 def test_a_stage_below_twice_chance_carries_a_warning(whole):
