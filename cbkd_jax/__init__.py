@@ -10,9 +10,11 @@ knowledge distillation for neural network compression", Scientific Reports
 15:11369 (2025), doi 10.1038/s41598-025-91152-3.
 """
 
+import time
 from typing import Any
 
 __version__ = '0.1.0'
+BEGAN = time.monotonic()  # for `wall`: what follows is importing
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cbkd_jax import config, errors
+
+# --help shows a command's own flags; --config, defined here, is one of them.
+flags.disclaim_key_flags()
 
 
 def define_config() -> flags.FlagHolder:
@@ -44,6 +48,7 @@ def run(main: Callable[[], Any]) -> None:
       _fail(errors.EXIT_PREEMPTED, 'interrupted; what was saved is kept')
 
   sys.unraisablehook = _unraisable
+  warnings.showwarning = _warn
   app.run(guarded, flags_parser=_parse)
 
 
@@ -59,10 +64,14 @@ def require(**values: Any) -> None:
 
 
 def set_up_devices(values: Mapping[str, Any]) -> None:
-  """What must be set before JAX first looks for devices."""
+  """What must be set before JAX first looks for devices, or compiles."""
+  from cbkd_jax import compilation, wall  # with JAX, so not for --help
+
+  wall.begin()
   if values['deterministic']:
     flags_so_far = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags_so_far} --xla_gpu_deterministic_ops=true'
+  compilation.set_up_cache(values['compilation_cache'])
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -72,6 +81,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
       _check_type(flags.FLAGS.config)
     return rest
+  except SystemExit:
+    # Absl shows help and ends with 1, as after a mistake.
+    sys.exit(0)
   except flags.Error as error:
     if 'Traceback' not in str(error):
       _fail(errors.EXIT_USAGE, error)
@@ -103,6 +115,14 @@ def _unraisable(unraisable: Any) -> None:
     sys.__unraisablehook__(unraisable)
 
 
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+  """One line, of what is wrong and not of where in a library it was found.
+
+  For instance an entry of the compilation cache that was cut short.
+  """
+  print(f'warning: {_line(message)}', file=sys.stderr)
+
+
 def _check_type(found: Any) -> None:
   if not hasattr(found, 'items'):
     raise TypeError(
@@ -121,6 +141,9 @@ def _config_argument(argv: Sequence[str]) -> str:
 
 
 def _fail(code: int, message: Any) -> None:
-  line = ' '.join(str(message).split())
-  print(f'error: {line}', file=sys.stderr)
+  print(f'error: {_line(message)}', file=sys.stderr)
   sys.exit(code)
+
+
+def _line(message: Any) -> str:
+  return ' '.join(str(message).split())

@@ -7,270 +7,38 @@ same command goes on where it was stopped; with more seeds, orders or objectives
 it runs what is new. The tables hold what the command names.
 """
 
-import re
-import zlib
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import rich.console
 from absl import flags
 
-from cbkd_jax import (
-  checkpoints,
-  command,
-  compare_tables,
-  config,
-  experiment,
-  preemption,
-  train,
-  workdir,
-)
-from cbkd_jax import objectives as methods
-from cbkd_jax.errors import NonFiniteLossError, UserError, nearest
+from cbkd_jax import command, config
+from cbkd_jax.errors import UserError
 from cbkd_jax.stages import ORDERS
 
 # What an objective is tried in where nothing else is asked for.
 OBJECTIVE_ORDERS = ('counterclockwise', 'joint', 'joint_inherited')
 
 
-class RunPlan(NamedTuple):
-  """One run of a comparison.
-
-  Attributes:
-    values: its config.
-    directory: its workdir.
-    seed_directory: that of all runs of its seed, which share a teacher.
-    title: for the terminal.
-  """
-
-  values: Mapping[str, Any]
-  directory: Path
-  seed_directory: Path
-  title: str
-
-
-def compare(
-  values: Mapping[str, Any],
-  directory: Path,
-  *,
-  seeds: int,
-  orders: Sequence[str],
-  console: rich.console.Console,
-  objectives: Sequence[str] = (),
-  interrupted: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-  """Runs every order with every seed, and writes the tables.
-
-  Args:
-    values: the config, as nested plain values; its `order` is replaced, its
-      `seed` is the first one.
-    directory: where the runs go, as `seed_S/ORDER` or
-      `seed_S/OBJECTIVE/ORDER`, and compare.md and compare.json.
-    seeds: how many, consecutive.
-    orders: which orders; a seed's first run trains its teacher.
-    console: where to show how it goes.
-    objectives: expressions that replace the config's, one after the other;
-      none: the config's own.
-    interrupted: whether to save and stop.
-
-  Returns:
-    What compare.json holds: 'rows', one per run, and 'teachers'.
-
-  Raises:
-    UserError: wrong input, found before anything is run.
-    NonFiniteLossError: a run diverged; the others were run all the same.
-  """
-  for order in orders:
-    if order not in ORDERS:
-      raise UserError(
-        f'--orders: {order!r} is not known{nearest(order, ORDERS)}; '
-        f'allowed: {", ".join(ORDERS)}'
-      )
-  if not orders or len(set(orders)) < len(orders):
-    raise UserError(f'--orders={",".join(orders)}: must name each order once')
-  if seeds < 1:
-    raise UserError(f'--seeds={seeds}: must be at least 1')
-  spelled: dict[str, str] = {}
-  for objective in objectives:
-    full = str(methods.parse(objective, '--objectives'))
-    if full in spelled:
-      raise UserError(
-        f'--objectives: {spelled[full]!r} and {objective!r} are the same'
-      )
-    spelled[full] = objective
-  if objectives and 'scratch' in orders:
-    raise UserError(
-      '--orders: scratch has no objective to compare; leave it out beside '
-      '--objectives'
-    )
-  runs = _plan(values, directory, seeds, orders, objectives)
-  for run in runs:
-    config.check(run.values)
-    experiment.build(run.values)
-    workdir.check_config(run.directory, run.values, config.defaults())
-  diverged = []
-  for number, run in enumerate(runs, start=1):
-    console.rule(f'{number} of {len(runs)}: {run.title}')
-    try:
-      _run(run, console, interrupted)
-    except NonFiniteLossError as error:
-      diverged.append(f'{run.title}: {error}')
-      console.print(diverged[-1], highlight=False)
-    result = _collect(runs)
-    if result['rows']:
-      workdir.write_json(directory / 'compare.json', result)
-      finished = [r.directory / 'summary.json' for r in runs]
-      found = workdir.read_json(next(f for f in finished if f.exists()))
-      (directory / 'compare.md').write_text(
-        compare_tables.markdown(values, found, result, objectives)
-      )
-  if result['rows']:
-    compare_tables.show(values, result, objectives, console)
-  if diverged:
-    raise NonFiniteLossError('; '.join(diverged))
-  return result
-
-
-def _plan(
-  values: Mapping[str, Any],
-  directory: Path,
-  seeds: int,
-  orders: Sequence[str],
-  objectives: Sequence[str],
-) -> list[RunPlan]:
-  """Every run, seed by seed."""
-  runs = []
-  for seed in range(values['seed'], values['seed'] + seeds):
-    seed_directory = directory / f'seed_{seed}'
-    for objective in objectives or [None]:
-      own = {**values, 'seed': seed}
-      parent, title = seed_directory, ''
-      if objective is not None:
-        own = config.with_objective(own, objective)
-        parent, title = seed_directory / folder(objective), f'{objective}, '
-      for order in orders:
-        run = RunPlan(
-          {**own, 'order': order},
-          parent / order,
-          seed_directory,
-          f'{title}{order}, seed {seed}',
-        )
-        runs.append(run)
-  return runs
-
-
-def folder(objective: str) -> str:
-  """A directory's name for an expression: itself where it is a mere name."""
-  objective = ''.join(objective.split())
-  if objective.isidentifier():
-    return objective
-  name = re.sub(r'[^A-Za-z0-9.]+', '_', objective).strip('_')[:40]
-  return f'{name}-{zlib.crc32(objective.encode()):08x}'
-
-
-def _run(
-  plan: RunPlan,
-  console: rich.console.Console,
-  interrupted: Callable[[], bool],
-) -> None:
-  """Runs what is not finished, with a teacher that this seed has already."""
-  values, directory, seed_directory, _ = plan
-  if (directory / 'summary.json').exists():
-    console.print('already finished')
-    return
-  # Copied, not named in the config: the runs stand on their own, in whatever
-  # order they are run and wherever they are moved.
-  source = None
-  if not (directory / 'config.json').exists():
-    source = next(
-      (
-        other.parent
-        for other in _teachers(seed_directory, values)
-        if checkpoints.is_finished(other)
-      ),
-      None,
-    )
-  if source is not None:
-    with workdir.locked(directory):
-      workdir.begin(directory, values, source, ['teacher'])
-  train.train_and_evaluate(
-    values, directory, console=console, interrupted=interrupted
-  )
-
-
-def _teachers(seed_directory: Path, values: Mapping[str, Any]) -> list[Path]:
-  """A seed's teachers that this config would train just so."""
-  own = _of_teacher(values)
-  return sorted(
-    found
-    for pattern in ('*/teacher', '*/*/teacher')
-    for found in seed_directory.glob(pattern)
-    if _of_teacher(workdir.read_json(found.parent / 'config.json')) == own
-  )
-
-
-def _of_teacher(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields that a teacher depends on."""
-  groups = ('data', 'teacher')
-  names = ('seed', 'batch_size', 'compute_dtype', 'sync_batch_norm')
-  return {
-    field: value
-    for field, value in workdir.flat(values).items()
-    if field.partition('.')[0] in (*groups, *names) and field != 'data.dir'
-  }
-
-
-def _collect(runs: Sequence[RunPlan]) -> dict[str, Any]:
-  """The rows of all runs that are finished, and their teachers."""
-  rows, teachers = [], {}
-  for values, directory, _, _ in runs:
-    path = directory / 'summary.json'
-    if not path.exists():
-      continue
-    found = workdir.read_json(path)
-    rows.append(_row(found, values))
-    teachers[values['seed']] = {
-      'seed': values['seed'],
-      'accuracy': found['teacher']['accuracy'],
-      'params': found['teacher']['params'],
-    }
-  return {'rows': rows, 'teachers': list(teachers.values())}
-
-
-def _row(found: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-  stages = found['stages']
-  return {
-    'order': values['order'],
-    'objective': (
-      'ce' if values['order'] == 'scratch' else _last_objective(values)
-    ),
-    'seed': values['seed'],
-    'accuracy': found['student']['accuracy'],
-    'agreement': found['student']['agreement'],
-    'steps': sum(stage['steps'] for stage in stages),
-    'seconds': sum(stage['seconds'] for stage in stages),
-    'params': found['student']['params'],
-  }
-
-
-def _last_objective(values: Mapping[str, Any]) -> str:
-  return values['thaw']['objective'] or values['objective']
-
-
 def main() -> None:
   """Reads the flags and does what they say."""
   values = flags.FLAGS
   command.require(config=values.config, workdir=values.workdir)
+
+  # Seconds to import, which neither help nor a wrong flag should cost.
+  import rich.console
+
+  from cbkd_jax import comparison, preemption
+  from cbkd_jax.objectives import split
+
   plain = config.plain(values.config)
   command.set_up_devices(plain)
-  objectives = methods.split(values.objectives or '')
+  objectives = split(values.objectives or '')
   if values.objectives is not None and not objectives:
     raise UserError('--objectives: must name at least one')
   orders = values.orders
   if orders is None:
     orders = list(OBJECTIVE_ORDERS if objectives else ORDERS)
-  compare(
+  comparison.compare(
     plain,
     Path(values.workdir),
     seeds=values.seeds,

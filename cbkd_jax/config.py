@@ -11,7 +11,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cbkd_jax.errors import UserError, nearest
-from cbkd_jax.initialization import INITS
 from cbkd_jax.stages import ORDERS
 
 
@@ -105,7 +104,6 @@ _CHOICES = {
   'order': ORDERS,
   'compute_dtype': ('float32', 'bfloat16'),
   'spmd': ('pmap', 'shard_map'),
-  'compression.init': INITS,
   'cache.dtype': ('exact', 'bfloat16', 'uint8'),
   'cache.place': ('auto', 'device', 'host'),
 }
@@ -168,8 +166,10 @@ def check(config: Mapping[str, Any]) -> None:
     UserError: the first field that is missing, unknown or out of its range,
       with its value and what is allowed.
   """
+  from cbkd_jax.initialization import INITS  # with JAX, so not for --help
+
   _check_fields(config, defaults(), '')
-  ranges, choices = dict(_RANGES), dict(_CHOICES)
+  ranges, choices = dict(_RANGES), {**_CHOICES, 'compression.init': INITS}
   groups = ['teacher', 'stage', 'thaw']
   groups += [f'stage_overrides.{name}' for name in config['stage_overrides']]
   for group in groups:

@@ -5,110 +5,12 @@ example once. Batch size and number of devices don't change the result.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import rich.console
 from absl import flags
 
-from cbkd_jax import (
-  blocks,
-  checkpoints,
-  command,
-  counting,
-  evaluation,
-  experiment,
-  models,
-  step,
-  student,
-  summary,
-  workdir,
-)
+from cbkd_jax import command
 from cbkd_jax.errors import UserError
-
-
-def evaluate(
-  directory: Path,
-  *,
-  batch_size: int | None = None,
-  data_dir: str | None = None,
-  devices: tuple[Any, ...] | None = None,
-) -> dict[str, Any]:
-  """Evaluates the teacher and the student of a finished run.
-
-  Args:
-    directory: the run's workdir.
-    batch_size: examples per call, over all devices; default the config's.
-    data_dir: where prepared data sets are; default the config's.
-    devices: default all local ones.
-
-  Returns:
-    'dataset', 'teacher' and 'student' as in summary.json: accuracy and the
-    other scores, agreement, costs.
-
-  Raises:
-    UserError: no finished run, or its data can't be read.
-  """
-  network, variables, augmentation = student.read(directory / 'student')
-  config = workdir.read_json(directory / 'config.json')
-  fields = config['data']
-  image_shape = tuple(fields['image_shape'])
-  teacher_network = models.build(
-    config['teacher']['model'],
-    fields['classes'],
-    image_shape,
-    jnp.dtype(config['compute_dtype']),
-  ).network()
-  teacher_variables = checkpoints.read_variables(
-    checkpoints.teacher_checkpoint(str(directory)),
-    blocks.shapes(teacher_network, image_shape),
-  )
-  if data_dir is not None:
-    fields = {**fields, 'dir': data_dir}
-  dataset = experiment.load_data({**config, 'data': fields})
-  devices = devices or tuple(jax.local_devices())
-  replicas = step.Replicas(config['spmd'], devices)
-  size = batch_size or config['eval_batch_size']
-  images = replicas.put(dataset.test.images)
-  figures, logits = {}, {}
-  for name, net, trees in (
-    ('teacher', teacher_network, teacher_variables),
-    ('student', network, variables),
-  ):
-    logits[name] = evaluation.predict(
-      net, replicas.put(trees), images, augmentation, replicas, size
-    )
-    figures[name] = {
-      **evaluation.scores(logits[name], dataset.test.labels),
-      **counting.total(counting.per_block(net, image_shape)),
-    }
-  figures['student'] |= evaluation.comparison(
-    logits['student'], logits['teacher']
-  )
-  return {
-    'dataset': {'name': dataset.name, 'test': len(dataset.test.labels)},
-    **figures,
-  }
-
-
-def _show(found: Mapping[str, Any], console: rich.console.Console) -> None:
-  dataset = found['dataset']
-  table = summary.new_table(
-    f'{dataset["name"]}, {dataset["test"]:,} test examples'
-  )
-  table.add_column('', no_wrap=True)
-  names = [k for k in found['student'] if k != 'bytes']
-  for name in 'teacher', 'student':
-    table.add_column(name, justify='right', no_wrap=True)
-  for key in names:
-    cells = [
-      summary.figure(key, found[n].get(key)) for n in found if n != 'dataset'
-    ]
-    table.add_row(key.replace('_', ' '), *cells)
-  console.print(table)
 
 
 def main() -> None:
@@ -117,15 +19,23 @@ def main() -> None:
   command.require(workdir=values.workdir)
   if values.batch_size is not None and values.batch_size < 1:
     raise UserError(f'--batch_size={values.batch_size}: must be at least 1')
-  found = evaluate(
-    Path(values.workdir),
+
+  # Seconds to import, which neither help nor a wrong flag should cost.
+  import rich.console
+
+  from cbkd_jax import finished_run
+
+  directory = Path(values.workdir)
+  command.set_up_devices(finished_run.read_config(directory))
+  found = finished_run.evaluate(
+    directory,
     batch_size=values.batch_size,
     data_dir=values.data_dir,
   )
   if values.json:
     print(json.dumps(found))
   else:
-    _show(found, rich.console.Console())
+    finished_run.show(found, rich.console.Console())
 
 
 if __name__ == '__main__':

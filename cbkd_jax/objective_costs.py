@@ -6,92 +6,32 @@ one device; no data and no stopwatch needed. Steps of a pre-stage are not
 among them: `ab`, whose loss is in its pre-stage, then costs what `ce` does.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import jax
-import rich.console
 from absl import flags
 
-from cbkd_jax import (
-  command,
-  config,
-  counting,
-  experiment,
-  step,
-  summary,
-)
+from cbkd_jax import command, config
 from cbkd_jax.errors import UserError
-from cbkd_jax.objectives import METHODS, split
-
-BATCH = 16  # examples per counted step
-
-
-def costs(
-  values: Mapping[str, Any], objectives: Sequence[str], phases: Sequence[str]
-) -> list[dict[str, Any]]:
-  """FLOPs per example of each objective's step in each phase.
-
-  Args:
-    values: the config, as nested plain values; its batch size is replaced by
-      one that is quick to compile (relations between examples then count
-      fewer partners).
-    objectives: expressions.
-    phases: names out of the plan, e.g. 'stage_1', 'thaw'.
-
-  Returns:
-    A row per objective: 'objective', and the FLOPs by phase.
-
-  Raises:
-    UserError: unknown objective or phase.
-  """
-  device = jax.local_devices()[0]
-  rows = []
-  for objective in objectives:
-    own = config.with_objective({**values, 'batch_size': BATCH}, objective)
-    exp = experiment.build(own, devices=(device,))
-    plan = {stage.name: stage for stage in exp.stages}
-    row = {'objective': objective}
-    for phase in phases:
-      if phase not in plan:
-        raise UserError(
-          f'--phases: {phase!r} is not in the plan; allowed: {", ".join(plan)}'
-        )
-      spec = exp.spec(plan[phase], experiment.plan_augmentation(own))
-      replicas = step.Replicas('shard_map', (device,))
-      row[phase] = counting.step_flops(
-        spec, replicas, BATCH, own['data']['train_size']
-      )
-    rows.append(row)
-  return rows
 
 
 def main() -> None:
   """Reads the flags and does what they say."""
   values = flags.FLAGS
   command.require(config=values.config)
+
+  # Seconds to import, which neither help nor a wrong flag should cost.
+  import rich.console
+
+  from cbkd_jax import step_costs
+  from cbkd_jax.objectives import METHODS, split
+
   plain = config.plain(values.config)
   config.check(plain)
+  command.set_up_devices(plain)
   objectives = sorted(METHODS)
   if values.objectives is not None:
     objectives = split(values.objectives)
   if not objectives:
     raise UserError('--objectives: must name at least one')
-  console = rich.console.Console()
-  (base,) = costs(plain, ['kd'], values.phases)
-  table = summary.new_table('MFLOP per example and step, and against kd')
-  table.add_column('objective')
-  for phase in values.phases:
-    table.add_column(phase, justify='right')
-    table.add_column('x', justify='right')
-  with console.status('compiling'):
-    for objective in objectives:
-      (row,) = costs(plain, [objective], values.phases)
-      cells = []
-      for phase in values.phases:
-        cells += [f'{row[phase] / 1e6:,.1f}', f'{row[phase] / base[phase]:.3f}']
-      table.add_row(objective, *cells)
-  console.print(table)
+  step_costs.show(plain, objectives, values.phases, rich.console.Console())
 
 
 if __name__ == '__main__':

@@ -81,6 +81,22 @@ def build(model: Mapping[str, Any]) -> Network:
   return prediction.network(objective, student, architecture.head(), width)
 
 
+def check_finished(directory: Path) -> None:
+  """Refuses a run that has not saved its student yet.
+
+  Args:
+    directory: `workdir/student`.
+
+  Raises:
+    UserError: naming the workdir.
+  """
+  if not (directory / 'model.json').exists():
+    raise UserError(
+      f'{directory.parent}: holds no finished student; run cbkd_jax.train '
+      'with this workdir to its end'
+    )
+
+
 def read(directory: Path) -> tuple[Network, Variables, Augmentation]:
   """The saved student: network, variables, and its mean and std.
 
@@ -90,11 +106,7 @@ def read(directory: Path) -> tuple[Network, Variables, Augmentation]:
   Raises:
     UserError: there is no finished student.
   """
-  if not (directory / 'model.json').exists():
-    raise UserError(
-      f'{directory.parent}: holds no finished student; run cbkd_jax.train '
-      'with this workdir to its end'
-    )
+  check_finished(directory)
   model = workdir.read_json(directory / 'model.json')
   network = build(model)
   template = blocks.shapes(network, tuple(model['input_shape']))

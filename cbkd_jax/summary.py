@@ -11,7 +11,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from cbkd_jax import counting, experiment
+from cbkd_jax import counting, experiment, wall
 from cbkd_jax.data import Dataset
 from cbkd_jax.experiment import Experiment
 
@@ -37,6 +37,11 @@ def summarize(
     dataset: its data.
     teacher: the teacher's figures.
     stages: each stage's figures, the last one's being the student's.
+
+  Returns:
+    Nested plain values. Their 'wall' is of the process that finishes the run,
+    from its first import on: see `wall`; in a comparison the runs before it
+    are part of it.
   """
   device = exp.replicas.devices[0]
   teacher_costs, student_costs = _costs(exp)
@@ -56,6 +61,7 @@ def summarize(
       'count': len(exp.replicas.devices),
       'processes': jax.process_count(),
     },
+    'wall': wall.seconds(),
     'dataset': {
       'name': dataset.name,
       'train': len(dataset.train.labels),
@@ -137,6 +143,15 @@ def show_results(
     f'{ratios["flops_ratio"]:.2f}x fewer FLOPs than the teacher',
     highlight=False,
   )
+  # One of an older version has none.
+  if 'wall' in summary:
+    wall_ = summary['wall']
+    console.print(
+      f'imports {wall_["import_seconds"]:,.1f} s, '
+      f'compiling {wall_["compile_seconds"]:,.1f} s, '
+      f'running {wall_["run_seconds"]:,.1f} s',
+      highlight=False,
+    )
   for stage in summary['stages']:
     if stage['warning']:
       console.print(rich.text.Text(f'warning: {stage["warning"]}', 'yellow'))

@@ -11,6 +11,9 @@ from typing import IO, Any
 
 from cbkd_jax.errors import UserError
 
+# Fields that change no number of a run: they may differ when it is resumed.
+_FREE_FIELDS = ('compilation_cache',)
+
 _MARK = '.begun'  # stands beside phases that are being copied
 
 
@@ -90,7 +93,8 @@ def check_config(
 
   Args:
     workdir: may not exist.
-    config: the resolved config, as nested plain values.
+    config: the resolved config, as nested plain values. Fields that change
+      no number of a run are not compared.
     defaults: what a field counts as that an older version did not know.
 
   Raises:
@@ -115,7 +119,7 @@ def check_config(
   different = [
     f'{field} ({old.get(field)!r} there, {new.get(field)!r} here)'
     for field in sorted({*old, *new})
-    if old.get(field) != new.get(field)
+    if field not in _FREE_FIELDS and old.get(field) != new.get(field)
   ]
   if different:
     raise UserError(

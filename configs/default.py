@@ -83,6 +83,12 @@ def get_config() -> ConfigDict:
       'steps_per_call': placeholder(int),
       # Bit-identical results on GPUs too, slower.
       'deterministic': False,
+      # Where compiled programs are kept for the next run, which then starts
+      # sooner and gives the same numbers: a directory; 'off'; '':
+      # $JAX_COMPILATION_CACHE_DIR, else $XDG_CACHE_HOME/cbkd_jax/xla, else
+      # ~/.cache/cbkd_jax/xla. May be deleted at any time. Not a part of
+      # what makes a run: it may differ when one is resumed.
+      'compilation_cache': '',
       # A checkpoint inside a phase every so many steps.
       'checkpoint_every_steps': 500,
       # A line in metrics.jsonl every so many steps.

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tiny_run
 
-from cbkd_jax import benchmark, measure, minimum, peaks, roofline
+from cbkd_jax import benchmarking, measure, minimum, peaks, roofline
 from cbkd_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-EFFORT = benchmark.Effort(rounds=5, seconds=0, examples=20)
+EFFORT = benchmarking.Effort(rounds=5, seconds=0, examples=20)
 FIELDS = {
   'name',
   'spmd',
@@ -30,7 +30,7 @@ FIELDS = {
 
 
 def run(values=None, **changes):
-  return benchmark.benchmark(
+  return benchmarking.benchmark(
     values or tiny_run.values(),
     **{
       'devices': (1,),
@@ -75,7 +75,7 @@ def test_the_rows(found, tmp_path):
   assert found['peak']['source'] == 'measured'
   assert 1e8 < found['peak']['flops'] < 1e15
   console = tiny_run.console()
-  benchmark.show(found, console)
+  benchmarking.show(found, console)
   shown = console.file.getvalue()
   assert f'{stage["examples_per_second"]:,.0f}' in shown
   assert f'{plain["flops_per_example"] / 1e6:,.1f}' in shown
@@ -85,10 +85,10 @@ def test_the_rows(found, tmp_path):
 
 
 def test_the_rows_of_a_config():
-  exp = benchmark.experiment.build(
+  exp = benchmarking.experiment.build(
     tiny_run.values(objective='ce + ab()'), tuple(jax.devices()[:1])
   )
-  found = benchmark.phase_specs(exp)
+  found = benchmarking.phase_specs(exp)
   assert list(found) == [
     'stage_1_pre',
     'stage_1',

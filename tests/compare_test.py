@@ -8,7 +8,7 @@ import cli
 import pytest
 import tiny_run
 
-from cbkd_jax import compare, compare_tables, train
+from cbkd_jax import compare_tables, comparison, training
 from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 
 CHANGES = {'teacher__steps': 8, 'stage__steps': 2, 'thaw__steps': 3}
@@ -25,7 +25,7 @@ def compared(tmp_path_factory, quick_compilation):
 
 
 def _compare(directory, interrupted=lambda: False, seeds=2, orders=ORDERS):
-  return compare.compare(
+  return comparison.compare(
     tiny_run.values(**CHANGES),
     directory,
     seeds=seeds,
@@ -101,14 +101,14 @@ def test_a_moved_workdir_and_another_first_order_go_on(compared, tmp_path):
 def test_one_diverging_run_does_not_stop_the_others(
   tmp_path, monkeypatch, quick_compilation
 ):
-  real = train.train_and_evaluate
+  real = training.train_and_evaluate
 
   def one_diverges(values, directory, **arguments):
     if values['order'] == 'counterclockwise':
       raise NonFiniteLossError('stage_1, step 3: kd is nan')
     return real(values, directory, **arguments)
 
-  monkeypatch.setattr(train, 'train_and_evaluate', one_diverges)
+  monkeypatch.setattr(training, 'train_and_evaluate', one_diverges)
   with pytest.raises(
     NonFiniteLossError, match=r'^counterclockwise, seed 0: stage_1, step 3'
   ):
@@ -127,7 +127,7 @@ def objectives_compared(tmp_path_factory, quick_compilation):
 
 
 def _compare_objectives(directory, objectives, **changes):
-  return compare.compare(
+  return comparison.compare(
     tiny_run.values(**CHANGES | changes),
     directory,
     seeds=1,
@@ -145,7 +145,7 @@ def test_objectives_side_by_side(objectives_compared):
     for order in ('joint', 'joint_inherited')
   ]
   for row in found['rows']:
-    folder = directory / 'seed_0' / compare.folder(row['objective'])
+    folder = directory / 'seed_0' / comparison.folder(row['objective'])
     path = folder / row['order'] / 'summary.json'
     summary = json.loads(path.read_text())
     assert summary['config']['objective'] == row['objective']
@@ -182,10 +182,10 @@ def test_objectives_share_a_teacher_of_the_same_config_alone(
 
 
 def test_a_folder_for_each_objective():
-  assert compare.folder('kd') == 'kd'
-  one = compare.folder('ce + 0.9*kd')
-  assert one == compare.folder(' ce+0.9 * kd')
-  assert one != compare.folder('ce + 0.8*kd')
+  assert comparison.folder('kd') == 'kd'
+  one = comparison.folder('ce + 0.9*kd')
+  assert one == comparison.folder(' ce+0.9 * kd')
+  assert one != comparison.folder('ce + 0.8*kd')
   assert one.startswith('ce_0.9_kd-')
 
 

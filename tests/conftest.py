@@ -12,6 +12,8 @@ if metadata.version('jaxlib').startswith('0.10.'):
   # Most of a test is compiling: the older code generator takes half as long.
   # Only where it is known to be there: XLA aborts on a flag it doesn't know.
   _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+# Nothing is written outside of the tests' own directories.
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_FLAGS])
 
 import jax  # noqa: E402

@@ -7,7 +7,7 @@ import jax
 import pytest
 import tiny_run
 
-from cbkd_jax import evaluate
+from cbkd_jax import finished_run
 
 CHANGES = {
   'teacher__steps': 20,
@@ -27,7 +27,7 @@ def finished(tmp_path_factory, quick_compilation):
 @pytest.mark.parametrize(('batch_size', 'devices'), [(5, 1), (32, 4), (7, 3)])
 def test_the_figures_are_the_summarys(finished, batch_size, devices):
   directory, summary = finished
-  found = evaluate.evaluate(
+  found = finished_run.evaluate(
     directory,
     batch_size=batch_size,
     devices=tuple(jax.local_devices()[:devices]),

@@ -4,11 +4,11 @@ import cli
 import pytest
 import tiny_run
 
-from cbkd_jax import objective_costs
+from cbkd_jax import step_costs
 
 
 def test_more_work_costs_more(quick_compilation):
-  rows = objective_costs.costs(
+  rows = step_costs.costs(
     tiny_run.values(), ['ce', 'kd', 'ce + mgd()'], ['stage_2']
   )
   assert [row['objective'] for row in rows] == ['ce', 'kd', 'ce + mgd()']

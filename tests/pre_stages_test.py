@@ -9,7 +9,7 @@ import tiny
 import tiny_run
 
 import cbkd_jax
-from cbkd_jax import blocks, checkpoints, evaluate, experiment, student
+from cbkd_jax import blocks, checkpoints, experiment, finished_run, student
 from cbkd_jax.data.augment import normalise
 from cbkd_jax.errors import UserError
 from cbkd_jax.objectives import simkd
@@ -95,7 +95,7 @@ def test_the_saved_student_predicts_with_projector_and_teachers_head(mixed):
   assert summary['student']['params'] == count
   # Its own head, which the objective made useless, is gone.
   assert blocks.count_params(variables.params[:-1]) + projector + 90 == count
-  found = evaluate.evaluate(directory, batch_size=16)
+  found = finished_run.evaluate(directory, batch_size=16)
   for name in 'accuracy', 'cross_entropy', 'agreement', 'kl_to_teacher':
     assert found['student'][name] == pytest.approx(
       summary['student'][name], rel=1e-4, abs=1e-6

@@ -13,7 +13,7 @@ import rich.console
 import tiny
 from ml_collections import ConfigDict
 
-from cbkd_jax import config, train
+from cbkd_jax import config, training
 from cbkd_jax.blocks import Architecture
 from cbkd_jax.models import layers, vgg
 
@@ -99,6 +99,6 @@ def run(
 ) -> dict[str, Any]:
   """Runs or resumes; returns the summary."""
   arguments.setdefault('console', console())
-  return train.train_and_evaluate(
+  return training.train_and_evaluate(
     values(**(changes or {})), directory, interrupted=interrupted, **arguments
   )

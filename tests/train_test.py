@@ -27,7 +27,8 @@ from cbkd_jax import (
   evaluation,
   phases,
   student,
-  train,
+  summary,
+  training,
   workdir,
 )
 from cbkd_jax.data import digits
@@ -42,6 +43,7 @@ HERE = Path(__file__).parent
 # Most of the time here goes into compiling; the processes that tests start
 # find what is compiled already, and get the same numbers.
 COMPILATION = {
+  'jax_enable_compilation_cache': True,
   'jax_disable_most_optimizations': True,
   'jax_persistent_cache_min_compile_time_secs': 0.0,
   'jax_default_matmul_precision': 'highest',
@@ -196,6 +198,27 @@ def test_the_summary_has_every_figure(whole):
   )
 
 
+def test_the_wall_time_is_importing_compiling_and_running(whole):
+  began = time.monotonic()
+  found = _summary(whole)['wall']
+  assert set(found) == {'import_seconds', 'compile_seconds', 'run_seconds'}
+  assert all(value > 0 for value in found.values())
+  # All of it was before this test, and after the package's import.
+  assert sum(found.values()) < began - cbkd_jax.BEGAN
+  phases = [_summary(whole)['teacher'], *_summary(whole)['stages']]
+  # Every phase's first call is hardly more than compiling its step.
+  assert found['compile_seconds'] > 0.5 * sum(
+    figures['compile_seconds'] for figures in phases
+  )
+  console = tiny_run.console()
+  summary.show_results(_summary(whole), console)
+  assert (
+    f'imports {found["import_seconds"]:,.1f} s, '
+    f'compiling {found["compile_seconds"]:,.1f} s, '
+    f'running {found["run_seconds"]:,.1f} s\n'
+  ) in console.file.getvalue()
+
+
 def test_a_stage_below_twice_chance_carries_a_warning(whole):
   for figures in _summary(whole)['stages']:
     expected = None
@@ -345,9 +368,9 @@ def test_killed_after_the_last_step_is_the_same_run(
     elif where == 'student':
       patch.setattr(student.workdir, 'write_json', kill)
     elif where == 'summary':
-      patch.setattr(train.summary, 'summarize', kill)
+      patch.setattr(training.summary, 'summarize', kill)
     else:
-      patch.setattr(train.summary, 'show_results', kill)
+      patch.setattr(training.summary, 'show_results', kill)
     with pytest.raises(_Killed):
       tiny_run.run(directory)
   if where in ('evaluation', 'finish'):
@@ -366,10 +389,10 @@ def test_a_finished_phase_is_read_and_nothing_else(
     raise AssertionError('needless')
 
   for module, name in (
-    (train.blocks, 'init'),
-    (train.initialization, 'initialize_block'),
+    (training.blocks, 'init'),
+    (training.initialization, 'initialize_block'),
     (phases.step, 'create_train_state'),
-    (train, 'fold'),
+    (training, 'fold'),
     (phases, '_predict'),
     (phases, 'fit'),
   ):

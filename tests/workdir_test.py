@@ -123,6 +123,16 @@ def test_a_field_that_an_older_version_did_not_know_is_its_default(tmp_path):
     )
 
 
+def test_a_field_that_changes_no_number_may_differ(tmp_path):
+  old = {**DEFAULTS, 'compilation_cache': '/there'}
+  workdir.write_json(tmp_path / 'config.json', old)
+  for place in 'off', '':
+    new = {**DEFAULTS, 'compilation_cache': place}
+    assert workdir.check_config(tmp_path, new, DEFAULTS)
+  with pytest.raises(UserError, match=r'different: seed \(0 there, 1 here\)$'):
+    workdir.check_config(tmp_path, {**new, 'seed': 1}, DEFAULTS)
+
+
 def test_files_of_something_else_are_left_alone(tmp_path):
   (tmp_path / 'thesis.tex').touch()
   with pytest.raises(UserError, match=r"'thesis\.tex' but no config\.json"):

@@ -1,0 +1,269 @@
+"""The whole method, in the order in which it happens.
+
+Data, teacher, stages deepest first, fold and thaw, evaluation, summary. The
+same config in the same workdir resumes.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import rich.console
+
+from cbkd_jax import (
+  adoption,
+  blocks,
+  checkpoints,
+  config,
+  data,
+  experiment,
+  initialization,
+  prediction,
+  student,
+  summary,
+  wall,
+  workdir,
+)
+from cbkd_jax.blocks import Variables
+from cbkd_jax.compression import fold
+from cbkd_jax.data.augment import Augmentation, normalise
+from cbkd_jax.experiment import Experiment
+from cbkd_jax.monitoring import Monitor
+from cbkd_jax.phases import Run, Trained, run_phase
+from cbkd_jax.stages import Stage
+from cbkd_jax.step import Resident
+
+
+def train_and_evaluate(
+  values: Mapping[str, Any],
+  directory: Path,
+  *,
+  console: rich.console.Console,
+  interrupted: Callable[[], bool] = lambda: False,
+  from_workdir: Path | None = None,
+  from_stage: str | None = None,
+) -> dict[str, Any]:
+  """Trains, compresses, evaluates; resumes what is there.
+
+  Args:
+    values: the resolved config, as nested plain values.
+    directory: the workdir.
+    console: where to show how it goes.
+    interrupted: whether to save and stop.
+    from_workdir: another run, whose phases before `from_stage` are taken.
+    from_stage: the first stage to run: its name, or its number from 1.
+
+  Returns:
+    What summary.json holds.
+
+  Raises:
+    UserError: wrong input; nothing was written.
+    NonFiniteLossError: a loss term became NaN or infinite.
+    Preempted: `interrupted`, and everything is saved.
+  """
+  wall.begin()
+  config.check(values)
+  exp = experiment.build(values)
+  resumes = workdir.check_config(directory, values, config.defaults())
+  workdir.check_free(directory)
+  if (directory / 'summary.json').exists():
+    found = workdir.read_json(directory / 'summary.json')
+    console.print(f'{directory}: already finished')
+    summary.show_results(found, console)
+    return found
+  adopted = []
+  if not resumes:
+    adopted = adoption.adopted_phases(exp, from_workdir, from_stage)
+  dataset = experiment.load_data(values)
+  augmentation = experiment.augmentation_for(values, dataset.train)
+  teacher_path = None
+  if not (adopted or checkpoints.is_finished(directory / 'teacher')):
+    teacher_path = adoption.check_teacher(exp)
+
+  with workdir.locked(directory):
+    # Once more: another process may have begun here meanwhile.
+    if not workdir.check_config(directory, values, config.defaults()):
+      workdir.begin(directory, values, from_workdir, adopted)
+    with contextlib.closing(Monitor(directory, console)) as monitor:
+      run = _start(exp, directory, monitor, interrupted, dataset, augmentation)
+      return _run_phases(run, dataset, teacher_path)
+
+
+def _start(
+  exp: Experiment,
+  directory: Path,
+  monitor: Monitor,
+  interrupted: Callable[[], bool],
+  dataset: data.Dataset,
+  augmentation: Augmentation,
+) -> Run:
+  """Puts the data on the devices."""
+  put = exp.replicas.put
+  splits = {'test': dataset.test}
+  if dataset.validation is not None:
+    splits['validation'] = dataset.validation
+  monitor.console.print(
+    f'{dataset.name}: {len(dataset.train.labels):,} train, '
+    + ', '.join(f'{len(s.labels):,} {name}' for name, s in splits.items())
+    + f' examples; {len(exp.replicas.devices)} x '
+    f'{exp.replicas.devices[0].device_kind}',
+    highlight=False,
+  )
+  return Run(
+    experiment=exp,
+    directory=directory,
+    monitor=monitor,
+    interrupted=interrupted,
+    augmentation=augmentation,
+    train=Resident(put(dataset.train.images), put(dataset.train.labels)),
+    splits={name: put(split.images) for name, split in splits.items()},
+    labels={name: split.labels for name, split in splits.items()},
+  )
+
+
+def _run_phases(
+  run: Run, dataset: data.Dataset, teacher_path: Path | None
+) -> dict[str, Any]:
+  exp = run.experiment
+  run.teacher, teacher_results = _teacher(run, teacher_path)
+
+  trained, results = None, []
+  for stage in exp.stages:
+    trained, stage_results = _stage(run, stage, trained)
+    results.append(stage_results)
+
+  objective = exp.objective(exp.stages[-1])
+  variables = prediction.variables(objective, *trained, run.teacher)
+  student.save(run.directory / 'student', exp, variables, run.augmentation)
+  found = summary.summarize(exp, dataset, teacher_results, results)
+  workdir.write_json(run.directory / 'summary.json', found)
+  summary.show_results(found, run.monitor.console)
+  return found
+
+
+def _teacher(run: Run, path: Path | None) -> tuple[Variables, dict[str, float]]:
+  """The teacher, trained or taken over, and its figures."""
+  exp = run.experiment
+  spec = exp.teacher_spec(run.augmentation)
+  if exp.config['teacher']['checkpoint']:
+    # Copied into this workdir: the run then stands on its own.
+    training = dataclasses.replace(spec.training, steps=0)
+    spec = dataclasses.replace(spec, training=training)
+
+  def start(restored: bool) -> Variables:
+    shapes = blocks.shapes(exp.teacher_network, exp.image_shape)
+    if restored:
+      return shapes
+    if path is not None:
+      return checkpoints.read_variables(path, shapes)
+    return blocks.init(exp.teacher_network, exp.rng('teacher'), exp.image_shape)
+
+  trained, results = run_phase(run, 'teacher', spec, start, None)
+  return trained.variables, results
+
+
+def _assemble(
+  run: Run, stage: Stage, previous: Variables | None, restored: bool
+) -> Variables:
+  """A stage's network before its first step.
+
+  Args:
+    run: the run.
+    stage: the stage.
+    previous: the network's variables after the stage before, if any.
+    restored: whether what the stage trains comes from a checkpoint; here it
+      is shapes, then.
+
+  Returns:
+    The teacher's variables in the teacher's parts, trained ones in the
+    student's, and new ones in the block that this stage is about.
+  """
+  exp = run.experiment
+  if stage.prepared:
+    return previous
+  shapes = blocks.shapes(exp.network(stage), exp.image_shape)
+  if stage.folded and restored and all(stage.trained):
+    return shapes
+  if stage.folded and previous is not None:
+    return fold(previous, stage.inherited)
+  last = len(stage.student) - 1
+  if stage.folded:
+    own = [i >= stage.inherited for i in range(last + 2)]
+  else:
+    own = list((stage.prepares or stage).trained)
+  new = shapes
+  if not restored or stage.prepares:
+    new = blocks.init(
+      exp.network(stage),
+      exp.rng((stage.prepares or stage).name),
+      exp.image_shape,
+      tuple(i for i, is_new in enumerate(own) if is_new),
+    )
+    if not stage.folded:
+      new = _initialize(run, stage, new)
+  students = (*stage.student, stage.student[last])
+  sources = [
+    new if is_new else previous if is_student and previous else run.teacher
+    for is_new, is_student in zip(own, students)
+  ]
+  return Variables(
+    tuple(source.params[i] for i, source in enumerate(sources)),
+    tuple(source.batch_stats[i] for i, source in enumerate(sources)),
+  )
+
+
+def _initialize(run: Run, stage: Stage, new: Variables) -> Variables:
+  """The stage's new block as `compression.init` wants it."""
+  exp = run.experiment
+  (index,) = (stage.prepares or stage).trained_blocks
+  count = initialization.CALIBRATION_EXAMPLES
+  images = jnp.asarray(jax.device_get(run.train.images[:count]))
+  return initialization.initialize_block(
+    exp.config['compression']['init'],
+    index,
+    teacher=exp.local,
+    units=exp.student.units[index],
+    network=exp.network(stage, local=True),
+    random=new,
+    teacher_network=exp.local.network(),
+    teacher_variables=run.teacher,
+    images=normalise(images, run.augmentation),
+  )
+
+
+def _stage(
+  run: Run, stage: Stage, previous: Trained | None
+) -> tuple[Trained, dict[str, Any]]:
+  """Trains one stage; returns what it leaves and its figures."""
+  exp = run.experiment
+  spec = exp.spec(stage, run.augmentation)
+  # The shared parts are in the state; the step needs the teacher's others.
+  rest = None
+  if spec.teacher is not None:
+    rest = Variables(
+      *(
+        tuple(None if i < stage.shared else t for i, t in enumerate(trees))
+        for trees in run.teacher
+      )
+    )
+  before, learned = previous or (None, None)
+  start = functools.partial(_assemble, run, stage, before)
+  trained, results = run_phase(run, stage.name, spec, start, rest, learned)
+  if stage.prepares and learned:
+    # What the pre-stage has no part in goes on past it.
+    own = trained.objective or ({}, {})
+    both = tuple({**old, **new} for old, new in zip(learned, own))
+    trained = trained._replace(objective=both)
+  results = {
+    'name': stage.name,
+    'trained_blocks': list(stage.trained_blocks),
+    **results,
+  }
+  if results['warning']:
+    run.monitor.console.print(f'[yellow]warning: {results["warning"]}')
+  return trained, results

@@ -1,0 +1,73 @@
+"""What every command does before its work begins."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / 'cbkd_jax'
+COMMANDS = sorted(
+  path.stem
+  for path in PACKAGE.glob('*.py')
+  if 'command.run(main)' in path.read_text()
+)
+# Seconds to import, together.
+HEAVY = {
+  *('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'numpy', 'scipy', 'sklearn'),
+  *('cv2', 'tensorflow_datasets', 'tensorboardX', 'rich'),
+}
+
+# As `python -m`, and then what has been imported, as the last line.
+_RUN = """
+import json, runpy, sys
+module, *arguments = sys.argv[1:]
+sys.argv = [module, *arguments]
+code = 0
+try:
+  runpy.run_module(module, run_name='__main__', alter_sys=True)
+except SystemExit as end:
+  code = end.code
+packages = sorted({name.partition('.')[0] for name in sys.modules})
+print(json.dumps([code, packages]))
+"""
+
+
+def _run(module, *arguments):
+  """Exit code, output, the line of an error, and the packages imported."""
+  ended = subprocess.run(
+    [sys.executable, '-c', _RUN, f'cbkd_jax.{module}', *arguments],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=PACKAGE.parent,
+  )
+  *lines, last = ended.stdout.splitlines()
+  code, packages = json.loads(last)
+  return code, '\n'.join(lines), ended.stderr, set(packages)
+
+
+def test_the_commands_are_found():
+  assert {'train', 'evaluate', 'compare', 'objective_costs'} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize('module', COMMANDS)
+def test_help_is_a_success_and_imports_no_library(module):
+  code, out, err, packages = _run(module, '--help')
+  assert (code, err) == (0, '')
+  tree = ast.parse((PACKAGE / f'{module}.py').read_text())
+  assert out.startswith(ast.get_docstring(tree, clean=False))
+  assert '--workdir: ' in out or '--config: ' in out
+  assert '--pdb' not in out
+  assert not packages & HEAVY
+
+
+def test_a_wrong_field_is_found_before_a_library_is_imported():
+  code, out, err, packages = _run(
+    'train', '--config=configs/digits.py', '--config.tahw.epochs=3'
+  )
+  assert (code, out) == (2, '')
+  assert err.startswith('error: --config=configs/digits.py: no such field: tah')
+  assert not packages & HEAVY
