@@ -14,6 +14,7 @@ import optax
 
 from cbkd_jax import blocks, supply
 from cbkd_jax.blocks import Network, Tree, Variables, View
+from cbkd_jax.data import flips, mixing
 from cbkd_jax.data.augment import Augmentation, augment, normalise
 from cbkd_jax.objectives import Objective
 from cbkd_jax.objectives.method import published_epoch
@@ -197,24 +198,7 @@ def train_step(
     The new state, and metrics over the global batch: 'loss', each term by its
     key, 'accuracy', 'grad_norm' (before clipping, of what is trained).
   """
-  # Randomness is keyed by the step and by the example's position in the
-  # global batch: it does not depend on how many replicas share the batch.
-  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-  local_batch = indices.shape[0]
-  positions = jnp.arange(local_batch) + local_batch * jax.lax.axis_index(AXIS)
-  train_labels, labels = labels, labels[indices]
-  x = augment(images[indices], rng, positions, spec.augmentation)
-  available = {
-    'labels': labels,
-    'indices': indices,
-    'step': state.step,
-    'train_labels': train_labels,
-  }
-  available |= _supplies(spec, state, teacher, rng, positions)
-  again = None
-  if 'second_view' in spec.objective.needs:
-    again = supply.second_key(rng)
-    again = augment(images[indices], again, positions, spec.augmentation)
+  x, again, available = _inputs(spec, state, teacher, images, labels, indices)
   trained = (*spec.trained, True)
 
   def loss_fn(trained_params):
@@ -238,7 +222,7 @@ def train_step(
   (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained_params)
   terms, objective_state, batch_stats, logits = aux
   grads = jax.lax.pmean(grads, AXIS)
-  accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+  accuracy = jnp.mean(jnp.argmax(logits, -1) == available['labels'])
   metrics = {'loss': loss, **terms, 'accuracy': accuracy}
   metrics = jax.lax.pmean(metrics, AXIS)
   metrics['grad_norm'] = optax.tree.norm(grads)
@@ -266,6 +250,61 @@ def train_step(
     rng=state.rng,
   )
   return state, metrics
+
+
+def _inputs(
+  spec: StepSpec,
+  state: TrainState,
+  teacher: Variables | None,
+  images: jax.Array,
+  labels: jax.Array,
+  indices: jax.Array,
+) -> tuple[jax.Array, jax.Array | None, dict[str, Any]]:
+  """What a step looks at; arguments as those of `train_step`.
+
+  Returns:
+    The networks' input `[local_batch, height, width, channels]`; the same
+    examples augmented a second time, or None; what the objective may ask for,
+    by name.
+  """
+  # Randomness is keyed by the step and by the example's position in the
+  # global batch: it does not depend on how many replicas share the batch.
+  phase_rng = jax.random.wrap_key_data(state.rng)
+  rng = jax.random.fold_in(phase_rng, state.step)
+  local_batch = indices.shape[0]
+  positions = jnp.arange(local_batch) + local_batch * jax.lax.axis_index(AXIS)
+
+  def show(indices, positions, rng, second=False):
+    mirrored = None
+    if spec.augmentation.alternating_flip:
+      batch_size = local_batch * jax.lax.axis_size(AXIS)
+      mirrored = flips.alternating(
+        phase_rng, state.step, indices, positions, batch_size, len(images)
+      )
+      mirrored ^= second  # two looks at an image are both ways round
+    return augment(images[indices], rng, positions, spec.augmentation, mirrored)
+
+  own_labels = labels[indices]
+  x, mixed = show(indices, positions, rng), None
+  if spec.augmentation.mixes:
+    # A partner's image is made anew, as its own slot shows it: it may be
+    # another replica's.
+    partners = mixing.partners(rng, indices, positions, AXIS)
+    weights, share = mixing.weights(rng, spec.augmentation, *x.shape[1:3])
+    x = mixing.mix(x, show(*partners, rng), weights)
+    mixed = labels[partners.indices], share
+  available = {
+    'labels': own_labels,
+    'mixed': mixed,
+    'indices': indices,
+    'step': state.step,
+    'train_labels': labels,
+  }
+  available |= _supplies(spec, state, teacher, rng, positions)
+  again = None
+  if 'second_view' in spec.objective.needs:
+    again = show(indices, positions, supply.second_key(rng), second=True)
+  return x, again, available
 
 
 def _look(

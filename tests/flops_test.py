@@ -55,7 +55,11 @@ def test_stage_1_of_resnet56():
       outputs, new = blocks.run(hybrid, variables, x, train=spec.trained)
       empty = {'ce': {}, 'kd': {}}
       loss, _ = spec.objective.loss(
-        empty, empty, blocks.view(outputs), teacher_view, {'labels': labels}
+        empty,
+        empty,
+        blocks.view(outputs),
+        teacher_view,
+        {'labels': labels, 'mixed': None},
       )
       return loss, new
 
