@@ -107,10 +107,23 @@ def get_config() -> ConfigDict:
         'image_shape': (32, 32, 3),
         # Training examples after holding out `validation_size`.
         'train_size': 50_000,
-        # Augmentation: zero padding before a random crop, in pixels,
-        # and random left-right flips.
+        # Augmentation, in the teacher's own training too: zero padding
+        # before a random crop, in pixels, and random left-right flips.
         'pad': 4,
         'flip': True,
+        # With `flip`: at random in a phase's first epoch, then every
+        # image the other way round in each epoch.
+        'alternating_flip': False,
+        # Side of a square around a random pixel that is set to 0 (the
+        # mean colour), in pixels; 0: off.
+        'cutout': 0,
+        # Images mixed with others of their batch, shares drawn from
+        # Beta(alpha, alpha) once per step; 0: off. With both, a coin
+        # decides in each step. Teacher and student see the same mixed
+        # image. Not for methods that need the labels of single images,
+        # but for 'ce'.
+        'mixup': 0.0,
+        'cutmix': 0.0,
         # Per channel, for pixels scaled to 0..1; (): measured on the
         # train split.
         'mean': (),
@@ -123,6 +136,8 @@ def get_config() -> ConfigDict:
         # '': train it in this run. Else another run's workdir, or an
         # orbax checkpoint of a teacher.
         checkpoint='',
+        # What it minimises; no method that uses a teacher.
+        objective='ce',
       ),
       'compression': {
         # Student channels / teacher channels, per block; 1 for the
