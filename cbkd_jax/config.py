@@ -105,7 +105,7 @@ _CHOICES = {
   'compression.init': INITS,
 }
 _PHASE_CHOICES = {
-  'optimizer': ('sgd', 'adamw'),
+  'optimizer': ('sgd', 'adamw', 'muon'),
   'schedule': ('cosine', 'step', 'constant'),
 }
 

@@ -20,9 +20,11 @@ def phase(epochs: float, **more) -> ConfigDict:
       'epochs': float(epochs),
       # Optimiser steps; None: as many as `epochs` need.
       'steps': placeholder(int),
-      # 'sgd' or 'adamw'.
+      # 'sgd', 'adamw' or 'muon' (for kernels; AdamW for all else).
       'optimizer': 'sgd',
-      # Peak learning rate, reached after the warm-up.
+      # Peak learning rate, reached after the warm-up. For 'muon' as for
+      # 'adamw', 1e-3 to 1e-2: a kernel's update has the RMS that AdamW's
+      # has, so that one rate and one decay serve both.
       'learning_rate': 0.1,
       # 'cosine' (to 0), 'step' or 'constant'.
       'schedule': 'cosine',
@@ -32,11 +34,12 @@ def phase(epochs: float, **more) -> ConfigDict:
       # rate is multiplied by `decay`.
       'milestones': (0.625, 0.75, 0.875),
       'decay': 0.1,
-      # SGD's momentum and whether it is Nesterov's.
+      # Momentum of SGD and Muon, and whether it is Nesterov's (which
+      # makes Muon's AdamW NAdamW).
       'momentum': 0.9,
       'nesterov': True,
       # Applied to every trained parameter: added to the gradient for
-      # SGD, decoupled for AdamW.
+      # SGD, decoupled for AdamW and Muon.
       'weight_decay': 5e-4,
       # Largest norm of the trained parameters' gradient; 0: no clipping.
       'clip_norm': 1.0,
