@@ -11,7 +11,6 @@ import tiny
 
 from cbkd_jax import objectives, step, supply
 from cbkd_jax.data import augment, mixing, sampler
-from cbkd_jax.replicas import spmd
 from cbkd_jax.stages import Training
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -48,8 +47,10 @@ def test_boxes_by_hand():
   shares[:2] = 0, 1
   centres = np.stack([np.arange(300) % HEIGHT, np.arange(300) // 7 % WIDTH], 1)
   box = jax.vmap(mixing._box, (0, 0, None, None))
-  found, areas = box(jnp.asarray(centres), shares, HEIGHT, WIDTH)
-  for (y, x), share, weights, area in zip(centres, shares, found, areas):
+  found = jax.jit(lambda *args: box(*args, HEIGHT, WIDTH))(centres, shares)
+  for (y, x), share, weights, area in zip(
+    centres, shares, *map(np.asarray, found), strict=True
+  ):
     side = np.sqrt(np.float32(1) - share)
     rows, columns = int(HEIGHT * side) // 2, int(WIDTH * side) // 2
     expected = np.ones((HEIGHT, WIDTH), np.float32)
@@ -62,9 +63,9 @@ def test_boxes_by_hand():
 
 
 @functools.cache
-def program(devices, mixes):
-  """`(step, indices) -> what a step sees`, of so many devices."""
-  spec = step.StepSpec(
+def program(replicas):
+  """`(step, indices [replicas, local_batch]) -> what a step sees`."""
+  plain = step.StepSpec(
     student=None,
     teacher=None,
     objective=objectives.parse('ce'),
@@ -72,45 +73,41 @@ def program(devices, mixes):
     trained=(True,),
     shared=0,
     augmentation=dataclasses.replace(
-      tiny.PLAIN,
-      flip=True,
-      alternating_flip=True,
-      cutout=3,
-      mixup=1.0 if mixes else 0.0,
-      cutmix=1.0 if mixes else 0.0,
+      tiny.PLAIN, flip=True, alternating_flip=True, cutout=3
     ),
     image_shape=tiny.IMAGE_SHAPE,
   )
+  both = dataclasses.replace(plain.augmentation, mixup=1.0, cutmix=1.0)
+  both = dataclasses.replace(plain, augmentation=both)
   images = jnp.asarray(tiny.images(TRAIN_SIZE)[0])
   labels = jnp.arange(TRAIN_SIZE)  # every image is its own class
 
   def see(at, indices):
     rng = jax.random.key_data(jax.random.key(7))
     state = step.TrainState(at, (), (), {}, (), rng)
-    x, _, available = step._inputs(spec, state, None, images, labels, indices)
-    if not mixes:
-      assert available['mixed'] is None
-      return x, available['labels']
+    arguments = state, None, images, labels, indices
+    shown, _, available = step._inputs(plain, *arguments)
+    assert available['mixed'] is None
+    x, _, available = step._inputs(both, *arguments)
     others, share = available['mixed']
-    return x, available['labels'], others, jnp.full(len(others), share)
+    share = jnp.full(len(others), share)
+    return shown, x, available['labels'], others, share
 
-  replicas = step.Replicas('pmap', tuple(jax.devices()[:devices]))
-  return spmd(see, replicas, replicated=1, summed=False)
+  # Replicas on one device: the step's own test has them on several.
+  return jax.jit(jax.vmap(see, (None, 0), axis_name=step.AXIS))
 
 
-def look(at, devices=1, mixes=True):
-  """What step `at` sees: images, labels, partners' labels, own shares."""
+def look(at, replicas=1):
+  """Images as they are and mixed, labels, partners' labels, own shares."""
   indices = sampler.indices(0, TRAIN_SIZE, BATCH, at, 1)
-  found = program(devices, mixes)(jnp.int32(at), indices.reshape(devices, -1))
+  found = program(replicas)(jnp.int32(at), indices.reshape(replicas, -1))
   return [np.asarray(f).reshape(BATCH, *f.shape[2:]) for f in found]
 
 
 def test_a_step_mixes_what_the_slots_of_the_batch_show():
   boxes, shares = [], []
   for at in range(4, 12):  # step 7 ends an epoch
-    shown, labels = look(at, mixes=False)
-    mixed, own, others, (share, *same) = look(at)
-    np.testing.assert_array_equal(own, labels)
+    shown, mixed, labels, others, (share, *same) = look(at)
     assert len(set(labels)) == BATCH
     assert same == [share] * (BATCH - 1)
     # Each is somebody's partner.
@@ -131,9 +128,9 @@ def test_a_step_mixes_what_the_slots_of_the_batch_show():
   assert len(set(shares)) == 8
 
 
-def test_one_device_is_four_devices():
+def test_one_replica_is_four_replicas():
   for at in 6, 7:
-    for one, four in zip(look(at), look(at, devices=4), strict=True):
+    for one, four in zip(look(at), look(at, replicas=4), strict=True):
       np.testing.assert_array_equal(one, four)
 
 
