@@ -123,8 +123,8 @@ def get_config() -> ConfigDict:
         # Images mixed with others of their batch, shares drawn from
         # Beta(alpha, alpha) once per step; 0: off. With both, a coin
         # decides in each step. Teacher and student see the same mixed
-        # image. Not for methods that need the labels of single images,
-        # but for 'ce'.
+        # image. 'ce' counts both labels; other methods that need the
+        # labels of single images are refused.
         'mixup': 0.0,
         'cutmix': 0.0,
         # Per channel, for pixels scaled to 0..1; (): measured on the
