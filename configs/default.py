@@ -22,9 +22,9 @@ def phase(epochs: float, **more) -> ConfigDict:
       'steps': placeholder(int),
       # 'sgd', 'adamw' or 'muon' (for kernels; AdamW for all else).
       'optimizer': 'sgd',
-      # Peak learning rate, reached after the warm-up. For 'muon' as for
-      # 'adamw', 1e-3 to 1e-2: a kernel's update has the RMS that AdamW's
-      # has, so that one rate and one decay serve both.
+      # Peak learning rate, reached after the warm-up. 'muon' wants rates
+      # of AdamW's order, 0.02 rather than 0.1: its updates of a kernel
+      # have the size of AdamW's, and one rate and decay serve both.
       'learning_rate': 0.1,
       # 'cosine' (to 0), 'step' or 'constant'.
       'schedule': 'cosine',
