@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cbkd_jax import blocks, checkpoints, step, workdir
+from cbkd_jax import blocks, checkpoints, config, step, workdir
 from cbkd_jax.errors import UserError
 from cbkd_jax.experiment import Experiment, plan_augmentation
 
@@ -82,8 +82,10 @@ def _check_same(
   path = source / 'config.json'
   if not path.exists():
     return
-  other = workdir.flat(workdir.read_json(path))
-  own = workdir.flat(exp.config)
+  # What an older version did not know counts as its default.
+  known = workdir.flat(config.defaults())
+  other = {**known, **workdir.flat(workdir.read_json(path))}
+  own = {**known, **workdir.flat(exp.config)}
   for field in fields:
     # Where the files are does not matter.
     if field != 'data.dir' and own.get(field) != other.get(field):

@@ -77,7 +77,11 @@ def measure_row(
   }
   if spec.frozen or spec.teacher is not None:
     views = 2 if 'second_view' in spec.objective.needs else 1
-    fixed = dataclasses.replace(spec, fixed_views=views)
+    fixed = dataclasses.replace(
+      spec,
+      fixed_views=views,
+      augmentation=spec.augmentation.of_fixed_views(views),
+    )
     subjects['cached'] = measure.prepare(
       fixed, replicas, **more, cache_dtype=exp.config['cache']['dtype']
     )

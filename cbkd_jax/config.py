@@ -90,6 +90,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   'data.validation_size': (_from_zero, 'an integer of at least 0'),
   'data.resize': (_from_zero, 'an integer of at least 0'),
   'data.pad': (_from_zero, 'an integer of at least 0'),
+  'data.cutout': (_from_zero, 'an integer of at least 0 (0: off)'),
+  'data.mixup': (_from_zero, 'a number of at least 0 (0: off)'),
+  'data.cutmix': (_from_zero, 'a number of at least 0 (0: off)'),
   'data.mean': (_numbers, 'a tuple of one number per channel, or ()'),
   'data.std': (
     lambda v: _numbers(v) and all(x > 0 for x in v),
@@ -108,7 +111,7 @@ _CHOICES = {
   'cache.place': ('auto', 'device', 'host'),
 }
 _PHASE_CHOICES = {
-  'optimizer': ('sgd', 'adamw'),
+  'optimizer': ('sgd', 'adamw', 'muon'),
   'schedule': ('cosine', 'step', 'constant'),
 }
 

@@ -102,19 +102,36 @@ class Experiment:
       local: without a replicas' axis.
     """
     main = stage.prepares or stage
-    setting = objectives.Setting(
-      blocks=len(self.architecture.widths),
+    setting = dataclasses.replace(
+      self._setting(main.name, stage.training),
       trained=main.trained_blocks,
-      name=main.name,
-      steps=stage.training.steps,
-      batch_size=self.config['batch_size'],
-      train_size=self.config['data']['train_size'],
-      replicas=len(self.replicas.devices),
       axis_name=None if local else step.AXIS,
       preparing=stage.prepares is not None,
       prepares_blocks=any(stage.trained),
     )
     return objectives.parse(stage.objective).bind(setting)
+
+  def teacher_objective(self) -> objectives.Objective:
+    """What the teacher's own training minimises, bound to it."""
+    setting = self._setting('teacher', self.teacher_training)
+    expression = self.config['teacher']['objective']
+    return objectives.parse(expression, 'teacher.objective').bind(setting)
+
+  def _setting(
+    self, name: str, training: stages.Training
+  ) -> objectives.Setting:
+    """A phase in which all blocks train."""
+    blocks = len(self.architecture.widths)
+    return objectives.Setting(
+      blocks=blocks,
+      trained=tuple(range(blocks)),
+      name=name,
+      steps=training.steps,
+      batch_size=self.config['batch_size'],
+      train_size=self.config['data']['train_size'],
+      replicas=len(self.replicas.devices),
+      axis_name=step.AXIS,
+    )
 
   def spec(
     self, stage: Stage, augmentation: Augmentation, local: bool = False
@@ -124,8 +141,9 @@ class Experiment:
     architecture = self.local if local else self.architecture
     teacher = architecture.network() if objective.uses_teacher else None
     fixed_views = self.fixed_views(stage)
-    if fixed_views and not self.config['cache']['views']:
-      augmentation = augmentation.without_randomness()
+    if fixed_views:
+      views = self.config['cache']['views']
+      augmentation = augmentation.of_fixed_views(views)
     return step.StepSpec(
       student=self.network(stage, local),
       teacher=teacher,
@@ -157,7 +175,7 @@ class Experiment:
     return step.StepSpec(
       student=self.teacher_network,
       teacher=None,
-      objective=objectives.parse('ce'),
+      objective=self.teacher_objective(),
       training=self.teacher_training,
       trained=(True,) * len(self.teacher_network.parts),
       shared=0,
@@ -218,6 +236,13 @@ def build(
     stage_overrides=config['stage_overrides'],
     thaw=config['thaw'],
   )
+  plan_augmentation(config)  # Making it is the check.
+  smaller = min(data['image_shape'][:2])
+  if data['cutout'] > smaller:
+    raise UserError(
+      f'data.cutout = {data["cutout"]}: must be at most {smaller}, the smaller '
+      'side of data.image_shape'
+    )
   # Parsing is the check; the field is the one where it was written.
   objectives.parse(config['objective'])
   for name, fields in config['stage_overrides'].items():
@@ -252,7 +277,9 @@ def build(
     1 if devices[0].platform == 'cpu' else _STEPS_PER_CALL
   )
   teacher_fields = {
-    k: v for k, v in teacher.items() if k not in ('model', 'checkpoint')
+    k: v
+    for k, v in teacher.items()
+    if k not in ('model', 'checkpoint', 'objective')
   }
   experiment = Experiment(
     config=config,
@@ -284,6 +311,14 @@ def _check_cache(experiment: Experiment) -> None:
       f'at most {(2**31 - 1) // data["train_size"]}'
     )
   for stage in experiment.stages:
+    if experiment.fixed_views(stage) is None:
+      continue
+    for name in 'mixup', 'cutmix':
+      if data[name]:
+        raise UserError(
+          f'data.{name} = {data[name]}: must be 0 where {stage.name} keeps '
+          "what it can't change (cache.prefix, cache.thaw)"
+        )
     needs = experiment.objective(stage).needs
     if 'second_view' in needs and experiment.fixed_views(stage) == 1:
       raise UserError(
@@ -296,12 +331,8 @@ def plan_augmentation(config: Mapping[str, Any]) -> Augmentation:
   """The augmentation as far as the config alone tells; for plans."""
   data = config['data']
   channels = data['image_shape'][-1]
-  return Augmentation(
-    pad=data['pad'],
-    flip=data['flip'],
-    mean=tuple(data['mean']) or (0.5,) * channels,
-    std=tuple(data['std']) or (0.25,) * channels,
-  )
+  mean = tuple(data['mean']) or (0.5,) * channels
+  return _augmentation(data, mean, tuple(data['std']) or (0.25,) * channels)
 
 
 def load_data(values: Mapping[str, Any]) -> data.Dataset:
@@ -329,7 +360,22 @@ def augmentation_for(
   if not (mean and std):
     measured = channel_stats(train.images)
     mean, std = mean or measured[0], std or measured[1]
-  return Augmentation(fields['pad'], fields['flip'], tuple(mean), tuple(std))
+  return _augmentation(fields, tuple(mean), tuple(std))
+
+
+def _augmentation(
+  fields: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Augmentation:
+  return Augmentation(
+    pad=fields['pad'],
+    flip=fields['flip'],
+    mean=mean,
+    std=std,
+    alternating_flip=fields['alternating_flip'],
+    cutout=fields['cutout'],
+    mixup=fields['mixup'],
+    cutmix=fields['cutmix'],
+  )
 
 
 def local_batch(experiment: Experiment) -> int:

@@ -1,7 +1,8 @@
 """Whether a plan's objectives can do their work, found before anything runs."""
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -19,6 +20,7 @@ def check(experiment: 'Experiment') -> None:
   Raises:
     UserError: naming the stage.
   """
+  _check_teacher(experiment)
   predictor = None
   for stage in experiment.stages:
     try:
@@ -36,6 +38,51 @@ def check(experiment: 'Experiment') -> None:
     predictor = own and own.method.name
 
 
+def _check_teacher(experiment: 'Experiment') -> None:
+  """Refuses what can't train a teacher.
+
+  Raises:
+    UserError: naming the field and its value.
+  """
+  objective = experiment.teacher_objective()
+  given = f'teacher.objective = {experiment.config["teacher"]["objective"]!r}'
+  distilling = [t.key for t in objective.terms if t.method.uses_teacher]
+  if distilling:
+    raise UserError(
+      f'{given}: must use no teacher, but {distilling[0]} does; allowed: '
+      "sums of such as 'ce' and 'ce(label_smoothing=0.1)'"
+    )
+  try:
+    _check_mixing(experiment.config['data'], objective)
+  except UserError as error:
+    raise UserError(f'{given}: {error}') from None
+
+
+# What belongs to a single unmixed image.
+_UNMIXED = ('labels', 'train_labels', 'indices', 'second_view')
+
+
+def _check_mixing(
+  data: Mapping[str, Any], objective: objectives.Objective
+) -> None:
+  """Refuses methods that can't work with mixed images.
+
+  Raises:
+    UserError: naming the field, its value and the method.
+  """
+  mixing = [f'data.{n} = {data[n]}' for n in ('mixup', 'cutmix') if data[n]]
+  if not mixing:
+    return
+  for term in objective.terms:
+    needs = term.method.needs
+    found = [name for name in _UNMIXED if name in needs]
+    if found and 'mixed' not in needs:
+      raise UserError(
+        f'{" and ".join(mixing)}: must be 0 for {term.method.name}, which '
+        f'needs the {found[0]} of images that are not mixed'
+      )
+
+
 def _check_stage(experiment: 'Experiment', stage: Stage) -> None:
   """Lets a stage's methods look at the shapes that they will see.
 
@@ -43,6 +90,7 @@ def _check_stage(experiment: 'Experiment', stage: Stage) -> None:
     UserError: one can't work between these networks.
   """
   objective = experiment.objective(stage, local=True)
+  _check_mixing(experiment.config['data'], objective)
   methods = [term.method for term in objective.terms]
   if not objective.setting.preparing and all(
     method.prepares == 'blocks' and method.has_pre_stage for method in methods

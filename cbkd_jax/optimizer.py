@@ -4,8 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from cbkd_jax.stages import Training
+
+# With it a kernel's Muon update has the root mean square of AdamW's, so that
+# one learning rate serves both (Liu et al., Muon is Scalable for LLM
+# Training, 2025).
+_ADAMW_RMS = 0.2
 
 
 def learning_rate_fn(training: Training) -> optax.Schedule:
@@ -53,6 +59,10 @@ def make_optimizer(
   of it, decay would shrink frozen weights and a clip would count frozen
   gradients.)
 
+  'muon' (Jordan et al., Muon: An optimizer for hidden layers in neural
+  networks, 2024) orthogonalises the momentum of each kernel as a matrix; what
+  is no kernel takes AdamW's updates, at the same learning rate and decay.
+
   Args:
     training: the phase's settings.
     trained: per part, whether it trains.
@@ -70,6 +80,18 @@ def make_optimizer(
     chain.append(
       optax.adamw(schedule, weight_decay=training.weight_decay, nesterov=False)
     )
+  elif training.optimizer == 'muon':
+    chain.append(
+      muon(
+        schedule,
+        beta=training.momentum,
+        nesterov=training.nesterov,
+        weight_decay=training.weight_decay,
+        adam_weight_decay=training.weight_decay,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=_ADAMW_RMS,
+      )
+    )
   else:
     if training.weight_decay:
       chain.append(optax.add_decayed_weights(training.weight_decay))
@@ -80,6 +102,22 @@ def make_optimizer(
   return optax.selective_transform(
     optax.chain(*chain), freeze_mask=tuple(not t for t in trained)
   )
+
+
+def _matrices(params: optax.Params) -> optax.Params:
+  """Each kernel's inputs and outputs, None for what is no kernel.
+
+  Args:
+    params: kernels `[height, width, in, out]` and `[in, out]`, and others.
+  """
+
+  def one(path, leaf):
+    if path[-1] == jax.tree_util.DictKey('kernel') and leaf.ndim in (2, 4):
+      *inputs, output = range(leaf.ndim)
+      return MuonDimensionNumbers(tuple(inputs), (output,))
+    return None
+
+  return jax.tree.map_with_path(one, params)
 
 
 def _rescale(

@@ -13,6 +13,7 @@ import optax
 
 from cbkd_jax import blocks, storage, supply
 from cbkd_jax.blocks import Network, Tree, Variables, View
+from cbkd_jax.data import flips, mixing
 from cbkd_jax.data.augment import Augmentation, augment, normalise
 from cbkd_jax.objectives.method import published_epoch
 from cbkd_jax.replicas import AXIS, Replicas, spmd
@@ -239,30 +240,69 @@ def make_batch(
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   local_batch = drawn.rows.shape[0]
   positions = jnp.arange(local_batch) + local_batch * jax.lax.axis_index(AXIS)
-  indices, again = drawn.rows, None
-  wants_again = 'second_view' in spec.objective.needs
+  indices, mixed, frozen = drawn.rows, None, (None, None)
   if spec.fixed_views is None:
-    images = data.images[indices]
-    x = augment(images, rng, positions, spec.augmentation)
-    if wants_again:
-      key = supply.second_key(rng)
-      again = augment(images, key, positions, spec.augmentation)
-    frozen = None, None
+    x, again, mixed = _new_views(spec, state, data, indices, positions, rng)
   else:
     indices = drawn.rows % len(data.images)
     second = second_rows(drawn.rows, len(data.images), spec.fixed_views)
     x = fixed_view(spec, state.rng, data.images, drawn.rows)
-    if wants_again:
+    again = None
+    if 'second_view' in spec.objective.needs:
       again = fixed_view(spec, state.rng, data.images, second)
     frozen = _kept(spec, state, teacher, data, drawn, second)
   available = {
     'labels': data.labels[indices],
+    'mixed': mixed,
     'indices': indices,
     'step': state.step,
     'train_labels': data.labels,
   }
   available |= _supplies(spec, state, teacher, rng, positions)
   return Batch(x, again, frozen, available)
+
+
+def _new_views(
+  spec: StepSpec,
+  state: TrainState,
+  data: Resident,
+  indices: jax.Array,
+  positions: jax.Array,
+  rng: jax.Array,
+) -> tuple[jax.Array, jax.Array | None, Any]:
+  """Images augmented as never before: the first view, the second, and 'mixed'.
+
+  The second is None where the objective doesn't need it; for 'mixed' see
+  `AVAILABLE`.
+  """
+
+  def show(indices, positions, rng, second=False):
+    mirrored = None
+    if spec.augmentation.alternating_flip:
+      batch_size = len(positions) * jax.lax.axis_size(AXIS)
+      mirrored = flips.alternating(
+        jax.random.wrap_key_data(state.rng),
+        state.step,
+        indices,
+        positions,
+        batch_size,
+        len(data.images),
+      )
+      mirrored ^= second  # two looks at an image are both ways round
+    images = data.images[indices]
+    return augment(images, rng, positions, spec.augmentation, mirrored)
+
+  x, again, mixed = show(indices, positions, rng), None, None
+  if spec.augmentation.mixes:
+    # A partner's image is made anew, as its own slot shows it: it may be
+    # another replica's.
+    partners = mixing.partners(rng, indices, positions, AXIS)
+    weights, share = mixing.weights(rng, spec.augmentation, *x.shape[1:3])
+    x = mixing.mix(x, show(*partners, rng), weights)
+    mixed = data.labels[partners.indices], share
+  if 'second_view' in spec.objective.needs:
+    again = show(indices, positions, supply.second_key(rng), second=True)
+  return x, again, mixed
 
 
 def second_rows(rows: Any, examples: int, fixed_views: int) -> Any:

@@ -231,7 +231,10 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
   )
   if not config['teacher']['checkpoint']:
     console.print(
-      f'teacher: {exp.teacher_training.steps:,} steps, ce', highlight=False
+      f'teacher: {exp.teacher_training.steps:,} steps, '
+      f'{exp.teacher_objective()}',
+      highlight=False,
+      soft_wrap=True,
     )
   for stage in exp.stages:
     training = stage.training

@@ -12,7 +12,8 @@ from cbkd_jax.blocks import HeadOutput, Network, Tree, Variables
 from cbkd_jax.errors import UserError
 from cbkd_jax.objectives import Objective
 
-# Purposes of a step's key besides augmentation, which folds in positions.
+# Purposes of a step's key besides augmentation, which folds in positions;
+# `data.augment` and `data.mixing` have 2**32 - 3 and 2**32 - 4.
 _EXAMPLES, _SECOND_VIEW = 2**32 - 1, 2**32 - 2
 # Of a phase's key, from which the steps' keys are folded.
 _FIXED_VIEWS = 2**32 - 3

@@ -20,9 +20,11 @@ def phase(epochs: float, **more) -> ConfigDict:
       'epochs': float(epochs),
       # Optimiser steps; None: as many as `epochs` need.
       'steps': placeholder(int),
-      # 'sgd' or 'adamw'.
+      # 'sgd', 'adamw' or 'muon' (for kernels; AdamW for all else).
       'optimizer': 'sgd',
-      # Peak learning rate, reached after the warm-up.
+      # Peak learning rate, reached after the warm-up. 'muon' wants rates
+      # of AdamW's order, 0.02 rather than 0.1: its updates of a kernel
+      # have the size of AdamW's, and one rate and decay serve both.
       'learning_rate': 0.1,
       # 'cosine' (to 0), 'step' or 'constant'.
       'schedule': 'cosine',
@@ -32,11 +34,12 @@ def phase(epochs: float, **more) -> ConfigDict:
       # rate is multiplied by `decay`.
       'milestones': (0.625, 0.75, 0.875),
       'decay': 0.1,
-      # SGD's momentum and whether it is Nesterov's.
+      # Momentum of SGD and Muon, and whether it is Nesterov's (which
+      # makes Muon's AdamW NAdamW).
       'momentum': 0.9,
       'nesterov': True,
       # Applied to every trained parameter: added to the gradient for
-      # SGD, decoupled for AdamW.
+      # SGD, decoupled for AdamW and Muon.
       'weight_decay': 5e-4,
       # Largest norm of the trained parameters' gradient; 0: no clipping.
       'clip_norm': 1.0,
@@ -130,10 +133,23 @@ def get_config() -> ConfigDict:
         'image_shape': (32, 32, 3),
         # Training examples after holding out `validation_size`.
         'train_size': 50_000,
-        # Augmentation: zero padding before a random crop, in pixels,
-        # and random left-right flips.
+        # Augmentation, in the teacher's own training too: zero padding
+        # before a random crop, in pixels, and random left-right flips.
         'pad': 4,
         'flip': True,
+        # With `flip`: at random in a phase's first epoch, then every
+        # image the other way round in each epoch.
+        'alternating_flip': False,
+        # Side of a square around a random pixel that is set to 0 (the
+        # mean colour), in pixels; 0: off.
+        'cutout': 0,
+        # Images mixed with others of their batch, shares drawn from
+        # Beta(alpha, alpha) once per step; 0: off. With both, a coin
+        # decides in each step. Teacher and student see the same mixed
+        # image. 'ce' counts both labels; other methods that need the
+        # labels of single images are refused.
+        'mixup': 0.0,
+        'cutmix': 0.0,
         # Per channel, for pixels scaled to 0..1; (): measured on the
         # train split.
         'mean': (),
@@ -146,6 +162,8 @@ def get_config() -> ConfigDict:
         # '': train it in this run. Else another run's workdir, or an
         # orbax checkpoint of a teacher.
         checkpoint='',
+        # What it minimises; no method that uses a teacher.
+        objective='ce',
       ),
       'compression': {
         # Student channels / teacher channels, per block; 1 for the

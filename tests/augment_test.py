@@ -1,5 +1,7 @@
 """Crops, flips and normalisation against plain loops in NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from cbkd_jax.errors import UserError
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 MEAN, STD = (0.5, 0.25, 0.75), (0.25, 0.5, 0.125)
+PLAIN = Augmentation(0, False, MEAN, STD)
 run = jax.jit(augment.augment, static_argnums=3)
 
 
@@ -90,15 +93,56 @@ def test_draws_are_uniform_and_independent():
   rows, columns, flips = augment._draws(
     jax.random.key(0), jnp.arange(20_000), pad=1
   )
+  # As ever, or runs could not be continued by a later version.
+  assert [x[:6].tolist() for x in (rows, columns, flips)] == [
+    [1, 2, 0, 0, 0, 1],
+    [2, 1, 1, 0, 2, 1],
+    [True, False, True, True, True, False],
+  ]
   counts = np.zeros((3, 3, 2))
   np.add.at(counts, (rows, columns, flips.astype(int)), 1)
   # 1,111 expected in each cell, with a deviation of 32.
   np.testing.assert_allclose(counts, 20_000 / 18, atol=150)
 
 
+def test_cutout_by_hand():
+  images = pixels(n=400, height=6, width=5)
+  plain = np.asarray(augment.normalise(images, PLAIN))
+  rng, positions = jax.random.key(1), jnp.arange(400)
+  for side in 3, 4:
+    augmentation = dataclasses.replace(PLAIN, cutout=side)
+    found = np.asarray(run(images, rng, positions, augmentation))
+    squares = {}
+    for row in range(6):
+      for column in range(5):
+        kept = np.ones((6, 5, 1), bool)
+        for i in range(row - side // 2, row - side // 2 + side):
+          for j in range(column - side // 2, column - side // 2 + side):
+            if 0 <= i < 6 and 0 <= j < 5:
+              kept[i, j] = False
+        squares[kept.tobytes()] = 0
+    assert len(squares) == 30
+    for before, after in zip(plain, found):
+      kept = (after != 0).all(-1, keepdims=True)
+      squares[kept.tobytes()] += 1
+      np.testing.assert_allclose(after, np.where(kept, before, 0), atol=1e-5)
+    # Every place is drawn, about as often: 13 times of 400.
+    assert len(squares) == 30
+    assert min(squares.values()) >= 3
+    assert max(squares.values()) <= 29
+
+
+def test_flips_that_are_given():
+  images, mirrored = pixels(), np.arange(64) % 3 == 0
+  augmentation = dataclasses.replace(PLAIN, flip=True, alternating_flip=True)
+  found = run(images, jax.random.key(0), jnp.arange(64), augmentation, mirrored)
+  expected = [i[:, ::-1] if m else i for i, m in zip(images, mirrored)]
+  np.testing.assert_array_equal(undo(found), expected)
+
+
 def test_one_and_four_shards_draw_the_same():
   images, rng = pixels(16), jax.random.key(3)
-  augmentation = Augmentation(2, True, MEAN, STD)
+  augmentation = Augmentation(2, True, MEAN, STD, cutout=3)
   whole = run(images, rng, jnp.arange(16), augmentation)
   shards = [
     run(images[i : i + 4], rng, jnp.arange(i, i + 4), augmentation)
@@ -163,3 +207,21 @@ def test_channel_stats_of_one_colour():
 def test_numbers_out_of_range(pad, mean, std, field):
   with pytest.raises(UserError, match=field):
     Augmentation(pad, False, mean, std)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'cutout': -1}, 'data.cutout = -1, but it must be 0 or more'),
+    ({'mixup': -0.5}, 'data.mixup = -0.5, but it must be 0 or more'),
+    ({'cutmix': float('nan')}, 'data.cutmix = nan, but it must be 0 or more'),
+    (
+      {'alternating_flip': True},
+      'data.alternating_flip = True, but data.flip = False; it must be True',
+    ),
+  ],
+)
+def test_options_out_of_range(fields, message):
+  with pytest.raises(UserError) as caught:
+    dataclasses.replace(PLAIN, **fields)
+  assert str(caught.value) == message

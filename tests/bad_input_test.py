@@ -118,6 +118,46 @@ CASES = {
   '--config.data.validation_size=-1': 'data.validation_size = -1: must be an',
   '--config.data.name=cifar10': "data.name = 'cifar10' is not prepared: no ",
   '--config.data.name=tiny_imagenet': 'tiny_imagenet',
+  # Augmentation, and what can't look at mixed images.
+  '--config.data.cutout=-1': 'data.cutout = -1: must be an integer of at least',
+  '--config.data.cutout=9': 'data.cutout = 9: must be at most 8, the smaller',
+  '--config.data.mixup=-1': 'data.mixup = -1.0: must be a number of at least 0',
+  '--config.data.cutmix=nan': 'data.cutmix = nan: must be a number of at least',
+  '--config.data.alternating_flip=True --config.data.flip=False': (
+    'data.alternating_flip = True, but data.flip = False; it must be True'
+  ),
+  '--config.data.mixup=.2 --config.thaw.objective=dkd': (
+    'thaw: data.mixup = 0.2: must be 0 for dkd, which needs the labels of '
+    'images that are not mixed'
+  ),
+  # Caches.
+  '--config.cache.views=-1': 'cache.views = -1: must be an integer of at least',
+  '--config.cache.dtype=int4': (
+    "cache.dtype = 'int4': must be one of exact, bfloat16, uint8"
+  ),
+  '--config.cache.limit_mib=0': 'cache.limit_mib = 0.0: must be a number above',
+  '--config.cache.views=99999999': (
+    'cache.views = 99999999: 96 examples allow at most 22369621'
+  ),
+  '--config.cache.prefix --config.data.mixup=.2': (
+    'data.mixup = 0.2: must be 0 where stage_1 keeps what it'
+  ),
+  '--config.cache.thaw --config.cache.views=1 --config.objective=mlkd': (
+    'looks at two views of an image in thaw; must be at least 2'
+  ),
+  '--config.data.mixup=.2 --config.data.cutmix=1 --config.objective=mlkd': (
+    'stage_1: data.mixup = 0.2 and data.cutmix = 1.0: must be 0 for mlkd,'
+  ),
+  '--config.data.cutmix=1 --config.objective=crd': 'must be 0 for crd, which',
+  # The teacher's own objective.
+  '--config.teacher.objective=kd': (
+    "teacher.objective = 'kd': must use no teacher, but kd does; allowed: sums "
+    "of such as 'ce' and 'ce(label_smoothing=0.1)'"
+  ),
+  '--config.teacher.objective=cee': "teacher.objective = 'cee': method 'cee' i",
+  '--config.teacher.objective=ce(label_smoothing=1)': (
+    'ce.label_smoothing = 1.0: must be from 0 to below 1'
+  ),
   # Other runs.
   '--config.teacher.checkpoint=/nowhere': (
     "teacher.checkpoint = '/nowhere': neither a workdir with a teacher nor an "
@@ -167,7 +207,8 @@ def test_a_plan_refuses_the_same(tmp_path):
       continue
     if arguments.startswith('--dry_run'):
       continue
-    assert CASES[arguments] in _refused(CONFIG, '--dry_run', arguments)
+    parts = arguments.replace(' --', '\n--').split('\n')
+    assert CASES[arguments] in _refused(CONFIG, '--dry_run', *parts)
 
 
 def test_flags_that_are_missing(tmp_path):

@@ -243,3 +243,10 @@ def test_where_it_fits(monkeypatch):
   assert choose('device', free=624 * mib)[0] is None
   assert choose('auto', free=124 * mib)[0] is None
   assert choose('device', free=None)[0] == 'device'
+
+
+def test_what_fixed_views_are_made_by():
+  full = Augmentation(4, True, (0.5,), (0.25,), True, 8, 0.2, 1.0)
+  fixed = full.of_fixed_views(3)
+  assert fixed == Augmentation(4, True, (0.5,), (0.25,), cutout=8)
+  assert full.of_fixed_views(0) == Augmentation(0, False, (0.5,), (0.25,))

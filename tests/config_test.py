@@ -61,8 +61,10 @@ def test_a_plan_shows_stages_and_objectives_and_writes_nothing(tmp_path):
   assert first.split()[:4] == ['stage_1', 'T', 'T', 'S']
   assert f' {trained:,} ' in first
   assert first.split()[-1] == '6'
-  assert 'stage_1: 0.1*ce + 0.9*kd(temperature=4.0, stand' in ended.out
-  assert 'thaw: 0.5*ce + kd(temperature=2.0, stand' in ended.out
+  assert ' steps, ce(label_smoothing=0.0)\n' in ended.out
+  ce = 'ce(label_smoothing=0.0)'
+  assert f'stage_1: 0.1*{ce} + 0.9*kd(temperature=4.0, stand' in ended.out
+  assert f'thaw: 0.5*{ce} + kd(temperature=2.0, stand' in ended.out
 
 
 def test_every_default_passes_and_is_plain():

@@ -16,6 +16,9 @@ from cbkd_jax.objectives import ce, kd, method
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
+SHARP = {'label_smoothing': 0.0}
+
+
 def view(logits):
   return View(jnp.asarray(logits), (), (), jnp.zeros(()))
 
@@ -35,27 +38,27 @@ def terms(expression):
 @pytest.mark.parametrize(
   ('expression', 'expected'),
   [
-    ('ce', [(1.0, 'ce', {})]),
-    ('2*ce', [(2.0, 'ce', {})]),
-    ('ce*2', [(2.0, 'ce', {})]),
-    ('2*ce*0.25', [(0.5, 'ce', {})]),
-    ('2*0.5*ce', [(1.0, 'ce', {})]),
-    ('0*ce', [(0.0, 'ce', {})]),
-    ('-1*-2*ce', [(2.0, 'ce', {})]),
-    ('1e-3*ce', [(0.001, 'ce', {})]),
-    (' ce +\tce()', [(1.0, 'ce', {}), (1.0, 'ce_2', {})]),
+    ('ce', [(1.0, 'ce', SHARP)]),
+    ('2*ce', [(2.0, 'ce', SHARP)]),
+    ('ce*2', [(2.0, 'ce', SHARP)]),
+    ('2*ce*0.25', [(0.5, 'ce', SHARP)]),
+    ('2*0.5*ce', [(1.0, 'ce', SHARP)]),
+    ('0*ce', [(0.0, 'ce', SHARP)]),
+    ('-1*-2*ce', [(2.0, 'ce', SHARP)]),
+    ('1e-3*ce', [(0.001, 'ce', SHARP)]),
+    (' ce +\tce()', [(1.0, 'ce', SHARP), (1.0, 'ce_2', SHARP)]),
     # A bare name is the published recipe, in a sum it is the method.
-    ('kd', [(0.1, 'ce', {}), (0.9, 'kd', kd_options(4.0))]),
+    ('kd', [(0.1, 'ce', SHARP), (0.9, 'kd', kd_options(4.0))]),
     ('kd()', [(1.0, 'kd', kd_options(4.0))]),
     ('1*kd', [(1.0, 'kd', kd_options(4.0))]),
-    ('ce + kd', [(1.0, 'ce', {}), (1.0, 'kd', kd_options(4.0))]),
+    ('ce + kd', [(1.0, 'ce', SHARP), (1.0, 'kd', kd_options(4.0))]),
     (
       '0.1*ce + 0.9*kd(temperature=2) + (kd(temperature=1) + ce)',
       [
-        (0.1, 'ce', {}),
+        (0.1, 'ce', SHARP),
         (0.9, 'kd', kd_options(2.0)),
         (1.0, 'kd_2', kd_options(1.0)),
-        (1.0, 'ce_2', {}),
+        (1.0, 'ce_2', SHARP),
       ],
     ),
     (
@@ -74,9 +77,11 @@ def test_parse(expression, expected):
 
 def test_an_objective_in_full_parses_to_itself():
   full = str(objectives.parse('kd'))
-  assert full == '0.1*ce + 0.9*kd(temperature=4.0, standardize=False)'
+  assert full == (
+    '0.1*ce(label_smoothing=0.0) + 0.9*kd(temperature=4.0, standardize=False)'
+  )
   assert objectives.parse(full) == objectives.parse('kd')
-  assert str(objectives.parse('ce()')) == 'ce'
+  assert str(objectives.parse('ce()')) == 'ce(label_smoothing=0.0)'
   exact = objectives.parse('0.123456789*ce + ce')
   assert objectives.parse(str(exact)) == exact
 
@@ -128,14 +133,17 @@ def test_equal_objectives_are_equal_and_hash_alike():
       'simkd and simkd_2 each give the student a head; one can',
     ),
     ('kd(4)', 'options are named, e.g. kd(temperature=4.0, stand'),
-    ('ce(1)', 'options are named, e.g. ce()'),
+    ('ce(1)', 'options are named, e.g. ce(label_smoothing=0.0)'),
     (
       'kd(temperature=1, temperature=2)',
       "kd: option 'temperature' is given twice",
     ),
     ('kd(*x)', 'options are named'),
     ('kd(temprature=4)', "option 'temprature' is not known; did you mean"),
-    ('ce(temperature=4)', "option 'temperature' is not known; known: none"),
+    (
+      'ce(temperature=4)',
+      "option 'temperature' is not known; known: label_smoothing",
+    ),
     ("kd(**{'temperature': 4})", "option 'None' is not known"),
     ("kd(temperature='4')", "kd.temperature = '4': must be of type float"),
     ('kd(temperature=True)', 'kd.temperature = True: must be of type float'),
@@ -206,7 +214,7 @@ def test_loss_is_the_weighted_sum_and_metrics_are_not_weighted():
   params, state = objective.init(jax.random.key(0), student, teacher)
   assert params == state == {'ce': {}, 'kd': {}, 'kd_2': {}}
   labels = jnp.asarray([0, 1, 2, 0])
-  available = {'labels': labels, 'indices': labels, 'step': jnp.int32(0)}
+  available = {'labels': labels, 'mixed': None}
   total, (metrics, new) = objective.loss(
     params, state, student, teacher, available
   )
@@ -229,7 +237,11 @@ def test_without_a_teacher():
   student = view(np.zeros((2, 3), np.float32))
   params, state = objective.init(jax.random.key(0), student, None)
   total, _ = objective.loss(
-    params, state, student, None, {'labels': jnp.asarray([0, 2])}
+    params,
+    state,
+    student,
+    None,
+    {'labels': jnp.asarray([0, 2]), 'mixed': None},
   )
   assert total == pytest.approx(math.log(3), rel=1e-6)
 

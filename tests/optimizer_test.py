@@ -99,6 +99,8 @@ def take_steps(training, params, grads, trained=TRAINED):
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
+  if training.optimizer == 'muon':  # so many operations are worth a program
+    step = jax.jit(step)
   for g in grads:
     params, state = step(params, state, g)
   return params, state
@@ -173,7 +175,85 @@ def test_adamw_by_hand():
     assert np.array_equal(flat(after[i]), flat(on_device(params)[i]))
 
 
-@pytest.mark.parametrize('optimizer', ['sgd', 'adamw'])
+MUON = Training(
+  steps=3,
+  optimizer='muon',
+  schedule='constant',
+  learning_rate=0.01,
+  momentum=0.8,
+  weight_decay=0.05,
+)
+
+
+def orthogonal(x):
+  """Five steps of the quintic Newton-Schulz iteration on a wide matrix."""
+  x = x / np.linalg.norm(x)
+  for _ in range(5):
+    a = x @ x.T
+    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+  return x
+
+
+def test_muon_by_hand():
+  """A 3x3 convolution is a matrix, a dense kernel too; the rest is AdamW's."""
+  random = np.random.default_rng(3)
+  shapes = {'conv': (3, 3, 2, 5), 'dense': (5, 4), 'bias': (5,)}
+
+  def draw():
+    return {k: {'kernel': random.normal(size=s)} for k, s in shapes.items()}
+
+  part, grads = draw(), [draw() for _ in range(3)]
+  # A square or a stack of matrices by another name is no kernel.
+  part['gate'] = {'w': random.normal(size=(4, 4))}
+  for g in grads:
+    g['gate'] = {'w': random.normal(size=(4, 4))}
+  after, _ = take_steps(MUON, (part,), [(g,) for g in grads], (True,))
+
+  for name in 'conv', 'dense':
+    w = part[name]['kernel'].reshape(-1, shapes[name][-1])
+    m = 0
+    for t, g in enumerate(grads, 1):
+      g = g[name]['kernel'].reshape(w.shape)
+      m = 0.8 * m + 0.2 * g
+      update = 0.8 * m / (1 - 0.8 ** (t + 1)) + 0.2 * g / (1 - 0.8**t)
+      # The iteration is the same on both sides of a transpose.
+      update = orthogonal(update.T).T * 0.2 * np.sqrt(max(w.shape))
+      w = w - 0.01 * (update + 0.05 * w)
+    found = after[0][name]['kernel']
+    assert found.shape == shapes[name]
+    np.testing.assert_allclose(
+      np.reshape(found, w.shape), w, rtol=1e-4, atol=1e-5
+    )
+
+  for name, leaf in ('bias', 'kernel'), ('gate', 'w'):
+    w, m, v = part[name][leaf], 0, 0
+    for t, g in enumerate(grads, 1):
+      g = g[name][leaf]
+      m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+      step = 0.9 * m / (1 - 0.9 ** (t + 1)) + 0.1 * g / (1 - 0.9**t)
+      step = step / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+      w = w - 0.01 * (step + 0.05 * w)
+    np.testing.assert_allclose(after[0][name][leaf], w, rtol=1e-4, atol=1e-5)
+
+
+def test_muon_on_a_convolution_is_optaxs_on_the_matrix():
+  random = np.random.default_rng(4)
+  w, *grads = jnp.asarray(random.normal(size=(3, 3, 3, 2, 7)), jnp.float32)
+  after, _ = take_steps(
+    MUON, ({'kernel': w},), [({'kernel': g},) for g in grads], (True,)
+  )
+  tx = optax.contrib.muon(0.01, beta=0.8, weight_decay=0.05, consistent_rms=0.2)
+  w = w.reshape(18, 7)
+  state = tx.init(w)
+  for g in grads:
+    updates, state = tx.update(g.reshape(18, 7), state, w)
+    w = w + updates
+  np.testing.assert_allclose(
+    after[0]['kernel'].reshape(18, 7), w, rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'adamw', 'muon'])
 def test_frozen_gradients_do_not_matter(optimizer):
   params = parts()
   grads = jax.tree.map(lambda x: 10 * np.ones_like(x), params)
@@ -192,16 +272,21 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize(
-  ('optimizer', 'per_parameter'), [('sgd', 1), ('adamw', 2)]
+  ('optimizer', 'of_kernel', 'of_bias', 'more'),
+  [('sgd', 1, 1, 0), ('adamw', 2, 2, 0), ('muon', 1, 2, 3)],
 )
 @pytest.mark.parametrize('trained', [TRAINED, (True,) * 3, (False,) * 3])
-def test_no_state_for_frozen_parts(optimizer, per_parameter, trained):
+def test_no_state_for_frozen_parts(
+  optimizer, of_kernel, of_bias, more, trained
+):
   params = on_device(parts())
   training = Training(
     steps=1, optimizer=optimizer, clip_norm=1.0, weight_decay=0.01
   )
   state = make_optimizer(training, trained).init(params)
-  assert leaves(state) == per_parameter * 16 * sum(trained)
+  # `more` is what there is once: the coefficients of Muon's iteration.
+  expected = (12 * of_kernel + 4 * of_bias) * sum(trained) + more
+  assert leaves(state) == expected
 
 
 def test_sgd_without_momentum_holds_no_state():
@@ -216,21 +301,29 @@ def test_a_mask_of_another_length_raises():
     make_optimizer(Training(steps=1), (True, False)).init(params)
 
 
-@pytest.mark.parametrize('name', ['sgd', 'adamw'])
-def test_an_entry_at_a_learning_rate_of_its_own(name):
+@pytest.mark.parametrize(
+  ('name', 'leaf', 'shape'),
+  [
+    ('sgd', 'w', (2,)),
+    ('adamw', 'w', (2,)),
+    ('muon', 'w', (2,)),
+    ('muon', 'kernel', (1, 2)),
+  ],
+)
+def test_an_entry_at_a_learning_rate_of_its_own(name, leaf, shape):
   """Its updates are a third, decay and momentum included."""
   training = Training(
     steps=4, optimizer=name, learning_rate=0.3, weight_decay=0.1
   )
-  w = jnp.asarray([1.0, -2.0])
-  params = ({'w': w}, {'slow': {'w': w}, 'same': {'w': w}})
+  w = jnp.asarray([1.0, -2.0]).reshape(shape)
+  params = ({leaf: w}, {'slow': {leaf: w}, 'same': {leaf: w}})
   tx = make_optimizer(training, (True, True), {'slow': 0.1})
   state = tx.init(params)
   for _ in range(3):
-    grads = jax.tree.map(lambda p: 0.5 * p + 1, ({'w': w}, params[1]))
+    grads = jax.tree.map(lambda p: 0.5 * p + 1, ({leaf: w}, params[1]))
     grads[1]['slow'] = grads[1]['same'] = grads[0]
     updates, state = tx.update(grads, state, params)
-    one = updates[1]['same']['w']
-    np.testing.assert_array_equal(one, updates[0]['w'])
-    np.testing.assert_allclose(updates[1]['slow']['w'], one / 3, rtol=1e-6)
+    one = updates[1]['same'][leaf]
+    np.testing.assert_array_equal(one, updates[0][leaf])
+    np.testing.assert_allclose(updates[1]['slow'][leaf], one / 3, rtol=1e-6)
     assert np.abs(one).min() > 0

@@ -208,9 +208,20 @@ AUGMENTED = {
 }
 
 
+MIXED = {
+  'augmentation': dataclasses.replace(
+    *AUGMENTED.values(),
+    alternating_flip=True,
+    cutout=2,
+    mixup=1.0,
+    cutmix=1.0,
+  ),
+}
+
+
 @functools.cache
 def augmented_run(devices, spmd):
-  run = Run.of(make('stage_1', **AUGMENTED), devices, spmd)
+  run = Run.of(make('stage_1', **MIXED), devices, spmd)
   return run.take(5)
 
 

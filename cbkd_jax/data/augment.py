@@ -8,6 +8,9 @@ import numpy as np
 
 from cbkd_jax.errors import UserError
 
+# A purpose of a step's key; supply.py has others.
+_CUTOUT = 2**32 - 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -18,6 +21,10 @@ class Augmentation:
     flip: whether half of the images are mirrored left to right.
     mean: per channel, for pixels scaled to 0..1.
     std: likewise.
+    alternating_flip: whether flips alternate from epoch to epoch, see `flips`.
+    cutout: side of the square that is set to 0, in pixels; 0: none.
+    mixup: alpha of the shares' Beta(alpha, alpha), see `mixing`; 0: off.
+    cutmix: likewise.
 
   Raises:
     UserError: a number out of its range.
@@ -27,20 +34,44 @@ class Augmentation:
   flip: bool
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  alternating_flip: bool = False
+  cutout: int = 0
+  mixup: float = 0.0
+  cutmix: float = 0.0
 
-  def without_randomness(self) -> 'Augmentation':
-    """The images as they are."""
-    return dataclasses.replace(self, pad=0, flip=False)
+  def of_fixed_views(self, views: int) -> 'Augmentation':
+    """What each of a phase's fixed views of an image is made by.
+
+    Args:
+      views: how many there are; 0: the images as they are.
+    """
+    fixed = dataclasses.replace(
+      self, alternating_flip=False, mixup=0.0, cutmix=0.0
+    )
+    if views:
+      return fixed
+    return dataclasses.replace(fixed, pad=0, flip=False, cutout=0)
 
   def __post_init__(self):
-    if self.pad < 0:
-      raise UserError(f'data.pad = {self.pad}, but it must be 0 or more')
+    for name in 'pad', 'cutout', 'mixup', 'cutmix':
+      value = getattr(self, name)
+      if not value >= 0:
+        raise UserError(f'data.{name} = {value}, but it must be 0 or more')
+    if self.alternating_flip and not self.flip:
+      raise UserError(
+        'data.alternating_flip = True, but data.flip = False; it must be True'
+      )
     if len(self.mean) != len(self.std):
       raise UserError(
         f'data.mean = {self.mean} and data.std = {self.std} differ in length'
       )
     if not all(s > 0 for s in self.std):
       raise UserError(f'data.std = {self.std}, but each must be above 0')
+
+  @property
+  def mixes(self) -> bool:
+    """Whether images are mixed with others of their batch."""
+    return bool(self.mixup or self.cutmix)
 
 
 def normalise(
@@ -67,11 +98,13 @@ def augment(
   rng: jax.Array,
   positions: jax.Array,
   augmentation: Augmentation,
+  mirrored: jax.Array | None = None,
 ) -> jax.Array:
-  """Random crops and flips, then `normalise`.
+  """Random crops and flips, then `normalise`, then cutout.
 
   Pixels are padded with black before normalising, as the published CIFAR
-  recipes do (`RandomCrop(32, padding=4)` on the raw image).
+  recipes do (`RandomCrop(32, padding=4)` on the raw image); cutout's square
+  is 0 after it, the train split's mean colour, as published.
 
   Args:
     images: uint8 [n, height, width, channels].
@@ -80,20 +113,27 @@ def augment(
       example's randomness is `fold_in(rng, position)`, so that it does not
       depend on how many devices share the batch.
     augmentation: what to do.
+    mirrored: bool [n], which examples are flipped; None: drawn here, which
+      alternating flips are not.
 
   Returns:
     float32 [n, height, width, channels].
   """
   pad, flip = augmentation.pad, augmentation.flip
+  assert (mirrored is not None) == augmentation.alternating_flip
   if pad or flip:
-    rows, columns, mirrored = _draws(rng, positions, pad)
+    rows, columns, drawn = _draws(rng, positions, pad)
+    mirrored = drawn if mirrored is None else mirrored
     if pad:
       images = _crop(images, rows, columns, pad)
     if flip:
       images = jnp.where(
         mirrored[:, None, None, None], images[:, :, ::-1], images
       )
-  return normalise(images, augmentation)
+  x = normalise(images, augmentation)
+  if augmentation.cutout:
+    x = _cut_out(x, rng, positions, augmentation.cutout)
+  return x
 
 
 def _draws(
@@ -122,6 +162,30 @@ def _crop(
     return jax.lax.dynamic_slice(image, (row, column, 0), shape)
 
   return jax.vmap(cut)(padded, rows, columns)
+
+
+def _cut_out(
+  x: jax.Array, rng: jax.Array, positions: jax.Array, side: int
+) -> jax.Array:
+  """Sets a square around a random pixel to 0, as far as it is in the image.
+
+  DeVries & Taylor, Improved Regularization of Convolutional Neural Networks
+  with Cutout, 2017.
+  """
+  height, width = x.shape[1:3]
+  rng = jax.random.fold_in(rng, _CUTOUT)
+
+  def keep(position: jax.Array) -> jax.Array:
+    key = jax.random.fold_in(rng, position)
+    first = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
+    top, left = first - side // 2
+    rows, columns = jnp.arange(height) - top, jnp.arange(width) - left
+    inside = ((rows >= 0) & (rows < side))[:, None] & (
+      (columns >= 0) & (columns < side)
+    )[None]
+    return ~inside
+
+  return jnp.where(jax.vmap(keep)(positions)[..., None], x, 0)
 
 
 def channel_stats(

@@ -14,6 +14,8 @@ from cbkd_jax.errors import UserError
 # Everything a method may ask for in `needs`, and what it then gets.
 AVAILABLE = {
   'labels': '[batch] the classes of the examples',
+  'mixed': 'None, or where images are mixed with others ([batch] the classes '
+  "of those, [] the own class's share)",
   'indices': '[batch] their positions in the train split',
   'keys': '[batch] a PRNG key per example, of this step and this term',
   'step': '[] steps taken in this phase',

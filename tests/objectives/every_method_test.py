@@ -132,6 +132,7 @@ def supplied(random, teacher, batch=6):
   labels = jnp.asarray(random.integers(0, classes, batch))
   found = {
     'labels': labels,
+    'mixed': None,
     'indices': jnp.arange(batch),
     'keys': jax.random.split(jax.random.key(0), batch),
     'step': jnp.int32(3),
