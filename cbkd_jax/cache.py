@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -121,6 +121,26 @@ def _row_shapes(spec: StepSpec, layout: Layout) -> Rows:
     *_variables(spec),
     jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32),
   )
+
+
+def chosen(
+  spec: StepSpec, fields: Mapping[str, Any], examples: int, replicas: Replicas
+) -> tuple[StepSpec, str | None]:
+  """The spec of a phase's steps, and where its cache would be.
+
+  Args:
+    spec: the phase, with `fixed_views`.
+    fields: the config's `cache`.
+    examples: in the train split.
+    replicas: the devices.
+
+  Returns:
+    The spec, with a layout if the cache fits; 'device', 'host' or None.
+  """
+  found = plan(spec, fields['dtype'], examples)
+  limit = fields['limit_mib'] and fields['limit_mib'] * 2**20
+  place, _ = choose_place(found, fields['place'], limit, replicas)
+  return (with_layout(spec, found) if place else spec), place
 
 
 def choose_place(

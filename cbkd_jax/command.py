@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cbkd_jax import config, errors
+
+# The name of threads whose work nobody needs once the command ends.
+IN_THE_BACKGROUND = 'in the background'
 
 # --help shows a command's own flags; --config, defined here, is one of them.
 flags.disclaim_key_flags()
@@ -49,7 +53,22 @@ def run(main: Callable[[], Any]) -> None:
 
   sys.unraisablehook = _unraisable
   warnings.showwarning = _warn
-  app.run(guarded, flags_parser=_parse)
+  try:
+    app.run(guarded, flags_parser=_parse)
+  except SystemExit as end:
+    _leave(end.code)
+    raise
+
+
+def _leave(code: Any) -> None:
+  """Ends the process at once if something still compiles in it.
+
+  XLA can't be stopped: an ordinary end would wait for it, or crash in it.
+  """
+  if any(t.name == IN_THE_BACKGROUND for t in threading.enumerate()):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def require(**values: Any) -> None:

@@ -62,6 +62,7 @@ def fit(
   steps_before: int,
   interrupted: Callable[[], bool],
   clock: Clock,
+  meanwhile: Callable[[], Any] = lambda: None,
 ) -> tuple[step.TrainState, dict[str, float]]:
   """Trains from the state's step to the phase's end.
 
@@ -80,6 +81,7 @@ def fit(
     steps_before: steps of earlier phases, for TensorBoard's axis.
     interrupted: says whether to stop.
     clock: time spent; is updated.
+    meanwhile: is called once the device has its first steps.
 
   Returns:
     The last state, and the last step's metrics.
@@ -152,10 +154,13 @@ def fit(
       rows = np.ascontiguousarray(rows)
       drawn = kept.draw(spec, rows) if kept else step.Drawn(rows)
       if end - done not in compiled:
-        spent = program.compile_seconds
+        waited = time.monotonic()
         compiled[end - done] = program.compiled(state, teacher, train, drawn)
-        clock.compile_seconds += program.compile_seconds - spent
+        clock.compile_seconds += time.monotonic() - waited
+      first = pending is None and not last
       state, metrics = compiled[end - done](state, teacher, train, drawn)
+      if first:
+        meanwhile()
       # The metrics are read one call late, while the device is busy.
       if pending:
         last = see(*pending)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from cbkd_jax import (
+  ahead,
   blocks,
   cache,
   checkpoints,
@@ -176,6 +178,9 @@ def _train(
       steps_before=run.steps_before,
       interrupted=run.interrupted,
       clock=clock,
+      meanwhile=functools.partial(
+        ahead.begin, exp, name, run.augmentation, len(run.train.images)
+      ),
     )
   figures = _evaluate(run, name, spec, state)
   progress['results'] = {

@@ -25,10 +25,14 @@ class Replicas(NamedTuple):
   spmd: str
   devices: tuple[Any, ...]
 
+  @property
+  def everywhere(self) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), P())
+
   def put(self, tree: Tree) -> Tree:
     """A copy of `tree` on every device."""
-    mesh = Mesh(np.array(self.devices), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    return jax.device_put(tree, self.everywhere)
 
 
 def spmd(
@@ -107,7 +111,8 @@ class Program:
     """
     leaves, structure = jax.tree.flatten(args)
     shapes = tuple(
-      (x.shape, x.dtype, getattr(x, 'sharding', None)) for x in leaves
+      (x.shape, x.dtype, getattr(getattr(x, 'sharding', None), 'spec', None))
+      for x in leaves
     )
     key = structure, shapes
     with self._lock:

@@ -1,0 +1,116 @@
+"""The next phase's train program, compiled while a phase trains."""
+
+import contextlib
+import threading
+
+import jax
+import numpy as np
+
+from cbkd_jax import blocks, cache, step
+from cbkd_jax.blocks import Tree, Variables
+from cbkd_jax.command import IN_THE_BACKGROUND
+from cbkd_jax.data.augment import Augmentation
+from cbkd_jax.experiment import Experiment
+from cbkd_jax.replicas import Replicas
+from cbkd_jax.spec import StepSpec
+from cbkd_jax.stages import Stage
+
+
+def begin(
+  experiment: Experiment,
+  phase: str,
+  augmentation: Augmentation,
+  examples: int,
+) -> threading.Thread | None:
+  """Starts compiling the program of the phase after `phase`.
+
+  The phase itself asks for the same program later, and then finds it or waits
+  for it (`replicas.Program`). Whatever is wrong with it shows up there.
+
+  Args:
+    experiment: the run's.
+    phase: 'teacher' or a stage's name.
+    augmentation: of the train split.
+    examples: in the train split.
+
+  Returns:
+    The thread; None if `phase` is the last one.
+  """
+  phases = ['teacher', *(stage.name for stage in experiment.stages)]
+  following = experiment.stages[phases.index(phase) :][:1]
+  if not following:
+    return None
+  thread = threading.Thread(
+    target=_compile,
+    args=(experiment, following[0], augmentation, examples),
+    name=IN_THE_BACKGROUND,
+    daemon=True,
+  )
+  thread.start()
+  return thread
+
+
+def _compile(
+  experiment: Experiment,
+  stage: Stage,
+  augmentation: Augmentation,
+  examples: int,
+) -> None:
+  with contextlib.suppress(Exception):
+    spec = experiment.spec(stage, augmentation)
+    compile_phase(spec, experiment, examples)
+
+
+def compile_phase(
+  spec: StepSpec, experiment: Experiment, examples: int
+) -> None:
+  """Compiles the first call of a phase, from shapes alone.
+
+  Args:
+    spec: the phase.
+    experiment: holds devices, pace and the config's cache.
+    examples: in the train split.
+  """
+  replicas, pace = experiment.replicas, experiment.pace
+  devices = len(replicas.devices)
+  student = blocks.shapes(spec.student, spec.image_shape)
+  teacher, rest = None, None
+  if spec.teacher is not None:
+    teacher = blocks.shapes(spec.teacher, spec.image_shape)
+    rest = Variables(
+      *((None,) * spec.shared + trees[spec.shared :] for trees in teacher)
+    )
+  state = step.state_shapes(spec, student, teacher)
+  steps = min(pace.per_call, spec.training.steps)
+  shape = (devices, steps, pace.batch_size // devices)
+  on_device, own = None, step.Drawn(jax.ShapeDtypeStruct(shape, np.int32))
+  if spec.fixed_views is not None:
+    spec, place = cache.chosen(
+      spec, experiment.config['cache'], examples, replicas
+    )
+    if place == 'device':
+      on_device = cache.row_shapes(spec, spec.fixed_views * examples)
+    elif place == 'host':
+      rows = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype),
+        cache.row_shapes(spec, 1),
+      )
+      again = rows if 'second_view' in spec.objective.needs else None
+      own = own._replace(cache=rows, again=again)
+  data = step.Resident(
+    jax.ShapeDtypeStruct((examples, *spec.image_shape), np.uint8),
+    jax.ShapeDtypeStruct((examples,), np.int32),
+    on_device,
+  )
+  same = (_everywhere(tree, replicas) for tree in (state, rest, data))
+  step.compiled_train(spec, replicas).compiled(*same, own)
+
+
+def _everywhere(tree: Tree, replicas: Replicas) -> Tree:
+  """Shapes with the sharding that `Replicas.put` gives."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=replicas.everywhere
+    ),
+    tree,
+  )
