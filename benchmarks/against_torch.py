@@ -24,11 +24,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from benchmarks import ours
-from cbkd_jax import experiment
+from cbkd_jax import experiment, step
 from cbkd_jax.blocks import Variables
 from cbkd_jax.experiment import Experiment
 
@@ -46,8 +45,7 @@ def our_steps(
   exp: Experiment,
   teacher: Variables,
   hybrid: Variables,
-  images: jax.Array,
-  labels: jax.Array,
+  data: step.Resident,
 ) -> dict[str, Callable[[int], float]]:
   """What is timed on our side: name -> (steps -> seconds).
 
@@ -57,17 +55,14 @@ def our_steps(
   """
   augmentation = experiment.plan_augmentation(exp.config)
   stage = exp.stages[0]
-  data = images, labels
-  found = {
-    'stage_1': ours.timed(
-      exp, exp.spec(stage, augmentation), hybrid, teacher, *data
-    ),
-    # ---- Further ways to do the stage go here, e.g. 'stage_1_cached'. ----
+  spec = exp.spec(stage, augmentation)
+  return {
+    'stage_1': ours.timed(exp, spec, hybrid, teacher, data),
+    'stage_1 cached': ours.timed(exp, spec, hybrid, teacher, data, cached=True),
     'plain': ours.timed(
-      exp, exp.teacher_spec(augmentation), teacher, None, *data
+      exp, exp.teacher_spec(augmentation), teacher, None, data
     ),
   }
-  return found
 
 
 class Worker:
@@ -194,6 +189,7 @@ def main() -> None:
   parser.add_argument('--batch_size', type=int, default=128)
   parser.add_argument('--steps', type=int, default=5, help='per turn')
   parser.add_argument('--rounds', type=int, default=10)
+  parser.add_argument('--examples', type=int, default=4096)
   parser.add_argument('--json', help='file for all times and ratios')
   parser.add_argument(
     '--setting',
@@ -205,10 +201,10 @@ def main() -> None:
   load_before = os.getloadavg()
   exp = ours.build(args.batch_size)
   teacher, hybrid = ours.draw(exp)
-  split = ours.random_split(exp, exp.config['data']['train_size'])
+  split = ours.random_split(exp, args.examples)
   sides = {
     f'cbkd_jax {name}': _with_cpu(take)
-    for name, take in our_steps(exp, teacher, hybrid, *split).items()
+    for name, take in our_steps(exp, teacher, hybrid, split).items()
   }
   with tempfile.TemporaryDirectory() as directory:
     weights = Path(directory) / 'weights.npz'

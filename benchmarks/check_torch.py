@@ -28,7 +28,7 @@ def arrays() -> dict[str, np.ndarray]:
   exp = ours.build(BATCH)
   stage = exp.stages[0]
   teacher, hybrid = ours.draw(exp)
-  images, labels = ours.random_split(exp, BATCH)
+  images, labels, _ = ours.random_split(exp, BATCH)
   augmentation = dataclasses.replace(
     experiment.plan_augmentation(exp.config), pad=0, flip=False
   )
@@ -51,7 +51,8 @@ def arrays() -> dict[str, np.ndarray]:
   ):
     run = step.compiled_train(spec, exp.replicas)
     state = ours.initial_state(exp, spec, student, its_teacher)
-    state, metrics = run(state, its_teacher, images, labels, rows[None])
+    data = step.Resident(images, labels)
+    state, metrics = run(state, its_teacher, data, step.Drawn(rows[None]))
     found[f'{name}_loss'] = np.asarray(metrics['loss'][0])
     after = jax.device_get(state.variables)
     found |= ours.flat(f'{name}_after', after)
