@@ -6,6 +6,9 @@ what its variants do) from the same weights; while one side takes its steps, the
 other waits for its input. Sides take turns within a round and change places
 from round to round; a ratio is the median of the rounds' own.
 
+OpenMP's threads spin for a moment where they wait: on a machine with anything
+else to do set OMP_WAIT_POLICY=PASSIVE, or PyTorch takes several times as long.
+
   pip install -r benchmarks/requirements.txt
   python -m benchmarks.check_torch     # both compute the same
   python -m benchmarks.against_torch --json=speed.json
@@ -76,10 +79,6 @@ class Worker:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
-      # OpenMP's threads spin by default where they wait. On a machine with
-      # anything else to do that costs torch several times its time; asleep,
-      # they also leave the other side alone.
-      env={'OMP_WAIT_POLICY': 'PASSIVE', **os.environ},
     )
 
   def __call__(self, variant: str, batch_size: int, steps: int) -> Times:

@@ -120,8 +120,9 @@ def test_turns_are_taken():
       return float(len(order))
 
   times = measure.take_turns({'a': Fake('a'), 'b': Fake('b')}, 7, 1e9)
-  assert order == ['a', 'b'] * 9
-  np.testing.assert_array_equal(times['a'], range(5, 19, 2))
+  # Two rounds to warm up; then places change from round to round.
+  assert ''.join(order) == 'abab' + 'abba' * 3 + 'ab'
+  np.testing.assert_array_equal(times['a'], [5, 8, 9, 12, 13, 16, 17])
   times = measure.take_turns({'a': Fake('a')}, 50, 0.0)
   assert len(times['a']) == 5
 
