@@ -11,7 +11,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from cbkd_jax import counting, experiment, wall
+from cbkd_jax import cache, counting, experiment, wall
 from cbkd_jax.data import Dataset
 from cbkd_jax.experiment import Experiment
 
@@ -245,6 +245,16 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
       highlight=False,
       soft_wrap=True,
     )
+    spec = exp.spec(stage, augmentation)
+    if spec.fixed_views:
+      examples = config['data']['train_size']
+      kept = cache.plan(spec, config['cache']['dtype'], examples)
+      console.print(
+        f'{stage.name} keeps {spec.fixed_views} view(s) of {examples:,} '
+        f'images: {kept.bytes / 2**20:,.1f} MiB',
+        highlight=False,
+        soft_wrap=True,
+      )
 
 
 def _show_blocks(exp: Experiment, console: rich.console.Console) -> None:

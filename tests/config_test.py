@@ -51,10 +51,14 @@ def test_a_plan_shows_stages_and_objectives_and_writes_nothing(tmp_path):
     f'--workdir={tmp_path / "run"}',
     '--dry_run',
     '--config.thaw.objective=0.5*ce + kd(temperature=2)',
+    '--config.cache.prefix',
   )
   assert (ended.code, ended.err) == (0, '')
   assert not (tmp_path / 'run').exists()
   lines = ended.out.splitlines()
+  # 96 x (4 x 4 x 4 of bfloat16, ten logits) bytes.
+  assert 'stage_2 keeps 1 view(s) of 96 images: 0.0 MiB' in lines
+  assert not any(line.startswith('thaw keeps') for line in lines)
   (first,) = [line for line in lines if line.startswith(' stage_1 ')]
   # Adapter in, 3x3 convolution with bias and normalisation, classifier.
   trained = (6 * 3 + 3) + (9 * 3 * 4 + 3 * 4) + (4 * 10 + 10)
