@@ -15,6 +15,9 @@ from configs import cifar10_resnet56
 
 KEEP = (1.0, 0.5, 0.5)
 
+# Models ask JAX's default backend what they run on.
+jax.config.update('jax_platforms', 'cpu')
+
 
 def build(batch_size: int) -> Experiment:
   """ResNet-56 on CIFAR-10 at `KEEP`, on one CPU device."""

@@ -6,7 +6,7 @@ import threading
 import jax
 import numpy as np
 
-from cbkd_jax import blocks, cache, step
+from cbkd_jax import blocks, cache, placement, step
 from cbkd_jax.blocks import Tree, Variables
 from cbkd_jax.command import IN_THE_BACKGROUND
 from cbkd_jax.data.augment import Augmentation
@@ -21,6 +21,7 @@ def begin(
   phase: str,
   augmentation: Augmentation,
   examples: int,
+  freed: int = 0,
 ) -> threading.Thread | None:
   """Starts compiling the program of the phase after `phase`.
 
@@ -32,6 +33,7 @@ def begin(
     phase: 'teacher' or a stage's name.
     augmentation: of the train split.
     examples: in the train split.
+    freed: bytes of the phase's own cache, which is gone by then.
 
   Returns:
     The thread; None if `phase` is the last one.
@@ -42,7 +44,7 @@ def begin(
     return None
   thread = threading.Thread(
     target=_compile,
-    args=(experiment, following[0], augmentation, examples),
+    args=(experiment, following[0], augmentation, examples, freed),
     name=IN_THE_BACKGROUND,
     daemon=True,
   )
@@ -55,14 +57,15 @@ def _compile(
   stage: Stage,
   augmentation: Augmentation,
   examples: int,
+  freed: int,
 ) -> None:
   with contextlib.suppress(Exception):
     spec = experiment.spec(stage, augmentation)
-    compile_phase(spec, experiment, examples)
+    compile_phase(spec, experiment, examples, freed)
 
 
 def compile_phase(
-  spec: StepSpec, experiment: Experiment, examples: int
+  spec: StepSpec, experiment: Experiment, examples: int, freed: int = 0
 ) -> None:
   """Compiles the first call of a phase, from shapes alone.
 
@@ -70,6 +73,7 @@ def compile_phase(
     spec: the phase.
     experiment: holds devices, pace and the config's cache.
     examples: in the train split.
+    freed: bytes of a cache that is gone by then.
   """
   replicas, pace = experiment.replicas, experiment.pace
   devices = len(replicas.devices)
@@ -85,9 +89,12 @@ def compile_phase(
   shape = (devices, steps, pace.batch_size // devices)
   on_device, own = None, step.Drawn(jax.ShapeDtypeStruct(shape, np.int32))
   if spec.fixed_views is not None:
-    spec, place = cache.chosen(
-      spec, experiment.config['cache'], examples, replicas
-    )
+    fields = experiment.config['cache']
+    plan = cache.plan(spec, fields['dtype'], examples)
+    rows_per_call = steps * shape[-1]
+    place, _ = placement.choose(plan, fields, replicas, rows_per_call, freed)
+    if place is not None:
+      spec = cache.with_layout(spec, plan)
     if place == 'device':
       on_device = cache.row_shapes(spec, spec.fixed_views * examples)
     elif place == 'host':

@@ -8,6 +8,7 @@ the step with a cache, measured in turn with it.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,9 +36,9 @@ def main() -> None:
   from cbkd_jax import benchmarking
 
   plain = config.plain(values.config)
+  config.check(plain)
   # Compile times are measured too.
   command.set_up_devices({**plain, 'compilation_cache': 'off'})
-  config.check(plain)
   console = rich.console.Console()
   found = benchmarking.benchmark(
     plain,
@@ -63,8 +64,11 @@ def _check_path(flag: str, path: str | None, endings: Sequence[str]) -> None:
     return
   if Path(path).suffix not in endings:
     raise UserError(f'--{flag}: {path}: must end in {", ".join(endings)}')
-  if not Path(path).parent.is_dir():
+  parent = Path(path).parent
+  if not parent.is_dir():
     raise UserError(f'--{flag}: {path}: there is no such directory')
+  if not os.access(parent, os.W_OK):
+    raise UserError(f'--{flag}: {path}: the directory can not be written to')
 
 
 def _counts(texts: Sequence[str] | None) -> tuple[int, ...]:

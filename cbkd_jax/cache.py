@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from cbkd_jax import blocks, devices, step, storage
+from cbkd_jax import blocks, step, storage
 from cbkd_jax.blocks import Variables
 from cbkd_jax.errors import Preempted
 from cbkd_jax.replicas import AXIS, Replicas, spmd
@@ -26,9 +26,6 @@ from cbkd_jax.spec import StepSpec
 from cbkd_jax.step import Drawn, Resident, TrainState
 from cbkd_jax.storage import Layout, Rows
 from cbkd_jax.views import Frozen, equal_leaves, frozen_outputs
-
-# Of what is free: the step itself needs memory too.
-_SHARE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +80,7 @@ class Kept:
     if 'second_view' not in spec.objective.needs:
       return Drawn(rows, first)
     examples = self.plan.rows // spec.fixed_views
-    second = step.second_rows(rows, examples, spec.fixed_views)
+    second = np.asarray(step.second_rows(rows, examples, spec.fixed_views))
     return Drawn(rows, first, jax.tree.map(lambda k: k[second], self.rows))
 
 
@@ -121,61 +118,6 @@ def _row_shapes(spec: StepSpec, layout: Layout) -> Rows:
     *_variables(spec),
     jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32),
   )
-
-
-def chosen(
-  spec: StepSpec, fields: Mapping[str, Any], examples: int, replicas: Replicas
-) -> tuple[StepSpec, str | None]:
-  """The spec of a phase's steps, and where its cache would be.
-
-  Args:
-    spec: the phase, with `fixed_views`.
-    fields: the config's `cache`.
-    examples: in the train split.
-    replicas: the devices.
-
-  Returns:
-    The spec, with a layout if the cache fits; 'device', 'host' or None.
-  """
-  found = plan(spec, fields['dtype'], examples)
-  limit = fields['limit_mib'] and fields['limit_mib'] * 2**20
-  place, _ = choose_place(found, fields['place'], limit, replicas)
-  return (with_layout(spec, found) if place else spec), place
-
-
-def choose_place(
-  plan: Plan, place: str, limit: int | None, replicas: Replicas
-) -> tuple[str | None, str]:
-  """Where a cache fits.
-
-  Args:
-    plan: the cache.
-    place: 'device', 'host', or 'auto' for the first of these that does.
-    limit: bytes of one copy; None: what is free.
-    replicas: the devices; each holds a copy.
-
-  Returns:
-    'device', 'host' or None if it fits nowhere; and in words why.
-  """
-  device = replicas.devices[0]
-  on_cpu = device.platform == 'cpu'
-  # The rows are gathered on the host first; a CPU's copies lie there too.
-  copies = len(replicas.devices) + 1 if on_cpu else 1
-  refused = []
-  for name in ('device', 'host') if place == 'auto' else (place,):
-    free = devices.free_host_bytes()
-    needed = plan.bytes
-    if name == 'device':
-      free, needed = devices.free_bytes(device), copies * plan.bytes
-    if limit is not None:
-      free, needed = limit / _SHARE, plan.bytes
-    if free is None or needed <= _SHARE * free:
-      return name, f'{_mib(plan.bytes)} on the {name}'
-    missing = needed - _SHARE * free
-    refused.append(
-      f'{_mib(needed)} on the {name}, {_mib(missing)} more than there may be'
-    )
-  return None, '; '.join(refused)
 
 
 def fill(
@@ -325,7 +267,3 @@ def _used_inputs(jaxpr: Any) -> list[bool]:
     if any(v in live for v in equation.outvars):
       live |= {v for v in equation.invars if isinstance(v, is_variable)}
   return [v in live for v in jaxpr.invars]
-
-
-def _mib(size: float) -> str:
-  return f'{size / 2**20:,.1f} MiB'

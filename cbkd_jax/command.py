@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -58,6 +59,11 @@ def run(main: Callable[[], Any]) -> None:
   except SystemExit as end:
     _leave(end.code)
     raise
+  except BaseException:
+    if _busy():
+      traceback.print_exc()
+    _leave(1)
+    raise
 
 
 def _leave(code: Any) -> None:
@@ -65,10 +71,14 @@ def _leave(code: Any) -> None:
 
   XLA can't be stopped: an ordinary end would wait for it, or crash in it.
   """
-  if any(t.name == IN_THE_BACKGROUND for t in threading.enumerate()):
+  if _busy():
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _busy() -> bool:
+  return any(t.name == IN_THE_BACKGROUND for t in threading.enumerate())
 
 
 def require(**values: Any) -> None:

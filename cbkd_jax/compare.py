@@ -31,6 +31,7 @@ def main() -> None:
   from cbkd_jax.objectives import split
 
   plain = config.plain(values.config)
+  config.check(plain)
   command.set_up_devices(plain)
   objectives = split(values.objectives or '')
   if values.objectives is not None and not objectives:

@@ -40,10 +40,12 @@ class Clock:
 
   seconds: float = 0.0
   compile_seconds: float = 0.0
+  cache_seconds: float = 0.0
 
   def examples_per_second(self, examples: int) -> float:
-    """Of the steps alone, without compiling."""
-    return examples / max(self.seconds - self.compile_seconds, 1e-9)
+    """Of the steps alone, without compiling and filling a cache."""
+    steps = self.seconds - self.compile_seconds - self.cache_seconds
+    return examples / max(steps, 1e-9)
 
 
 def fit(
@@ -139,7 +141,7 @@ def fit(
       if interrupted():
         if pending:
           see(*pending)
-        saved.save(*_checkpoint(state, spec, monitor, clock))
+        saved.save(*_checkpoint(state, spec, monitor, clock, kept))
         raise Preempted(f'{name}: stopped at step {done} of {total}, saved')
       end = min((done // pace.per_call + 1) * pace.per_call, total)
       rows = sampler.rows(
@@ -172,7 +174,7 @@ def fit(
       done = end
       clock.seconds = before + time.monotonic() - began
       if due and done < total:
-        held = _checkpoint(state, spec, monitor, clock)
+        held = _checkpoint(state, spec, monitor, clock, kept)
   return state, last
 
 
@@ -190,12 +192,14 @@ def _checkpoint(
   spec: step.StepSpec,
   monitor: Monitor,
   clock: Clock,
+  kept: cache.Kept | None,
   results: Mapping[str, Any] | None = None,
 ) -> tuple[int, Any, dict[str, Any]]:
   """The arguments of `PhaseCheckpoints.save` as things stand now."""
   progress = {
     'clock': dataclasses.asdict(clock),
     'metrics_position': monitor.position(),
+    'cache_place': kept and kept.place,
     'results': results,
   }
   tree = checkpoints.snapshot(state, spec.trained)
@@ -208,7 +212,8 @@ def finish(
   spec: step.StepSpec,
   monitor: Monitor,
   clock: Clock,
+  kept: cache.Kept | None,
   results: Mapping[str, Any],
 ) -> None:
   """Saves a phase's last state together with its results."""
-  saved.save(*_checkpoint(state, spec, monitor, clock, results))
+  saved.save(*_checkpoint(state, spec, monitor, clock, kept, results))

@@ -174,7 +174,7 @@ def take_turns(
   Args:
     subjects: by name.
     rounds: at most so many, after two to warm up.
-    seconds: none begins after these, but at least five are made.
+    seconds: none begins after these, but five are made if `rounds` allows.
 
   Returns:
     Seconds of each call, by name, `[rounds]`.
@@ -184,7 +184,7 @@ def take_turns(
       subject.run()
   found: dict[str, list[float]] = {name: [] for name in subjects}
   began = time.perf_counter()
-  for done in range(max(rounds, _MIN_ROUNDS)):
+  for done in range(rounds):
     if done >= _MIN_ROUNDS and time.perf_counter() - began > seconds:
       break
     # Places change: whoever comes after another finds other caches warm.

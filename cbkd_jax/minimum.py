@@ -25,7 +25,7 @@ def step_flops(spec: StepSpec, cached: bool = False) -> float:
   The frozen prefix forward once, the teacher's rest forward, what trains
   three times its forward pass (forward, gradients of activations and of
   parameters), and what lies above it twice (forward, gradients of
-  activations).
+  activations); all of it twice for objectives that look at two views.
 
   Args:
     spec: the phase.
@@ -43,7 +43,8 @@ def step_flops(spec: StepSpec, cached: bool = False) -> float:
   if spec.teacher is not None and not cached:
     parts = part_flops(spec.teacher.parts, spec.image_shape)
     teacher = sum(parts[spec.shared :])
-  return sum(own) + teacher
+  looks = 2 if 'second_view' in spec.objective.needs else 1
+  return looks * (sum(own) + teacher)
 
 
 def _passes(spec: StepSpec, part: int) -> int:

@@ -1,5 +1,6 @@
 """What a device could do at best: from a table, or measured on the spot."""
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ class Peak(NamedTuple):
   source: str
 
 
-# By a part of JAX's device_kind, the longer first where one holds the other:
+# By words of JAX's device_kind, the longer first where one holds the other:
 # tera-operations per second in bfloat16 and in float32 as XLA computes it by
 # default (TF32 on GPUs, bfloat16 on TPUs), terabytes per second. From the
 # vendors' data sheets, without sparsity.
@@ -30,8 +31,10 @@ _KNOWN = {
   'B200': (2250, 1100, 8.0),
   'H200': (989, 494, 4.8),
   'H100 PCIe': (756, 378, 2.0),
+  'H100 NVL': (835, 417, 3.9),
   'H100': (989, 494, 3.35),
   'A100-SXM4-80GB': (312, 156, 2.04),
+  'A100 80GB PCIe': (312, 156, 1.94),
   'A100': (312, 156, 1.56),
   'L40S': (362, 183, 0.86),
   'L4': (121, 60, 0.3),
@@ -57,7 +60,7 @@ def peak(device: Any, dtype: str) -> Peak:
     matrix product and of a copy, measured now.
   """
   for kind, (bfloat16, float32, bandwidth) in _KNOWN.items():
-    if kind in device.device_kind:
+    if re.search(rf'\b{kind}\b', device.device_kind):
       tera = bfloat16 if dtype == 'bfloat16' else float32
       return Peak(tera * 1e12, bandwidth * 1e12, 'data sheet')
   return Peak(*_measure(device, dtype), 'measured')

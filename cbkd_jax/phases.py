@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +16,13 @@ from cbkd_jax import (
   cache,
   checkpoints,
   evaluation,
+  placement,
   prediction,
   step,
 )
 from cbkd_jax.blocks import Variables
 from cbkd_jax.data.augment import Augmentation
-from cbkd_jax.errors import NonFiniteLossError, Preempted
+from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 from cbkd_jax.experiment import Experiment
 from cbkd_jax.fit import Clock, finish, fit
 from cbkd_jax.monitoring import Monitor
@@ -160,9 +161,18 @@ def _train(
   kept = None
   if total:
     state, teacher = exp.replicas.put(state), exp.replicas.put(teacher)
-    spec, train, kept = _keep(run, name, spec, state, teacher)
+    # A resumed phase goes on as it was begun: elsewhere a cache rounds
+    # otherwise.
+    fields = exp.config['cache']
+    begun = 'cache_place' in progress
+    if begun and progress['cache_place'] is not None:
+      fields = {**fields, 'place': progress['cache_place']}
+    train = run.train
+    if spec.fixed_views and not (begun and progress['cache_place'] is None):
+      spec, train, kept = _keep(run, name, spec, state, teacher, fields, begun)
     if kept:
       clock.seconds += kept.seconds
+      clock.cache_seconds += kept.seconds
     state, last = fit(
       name,
       spec,
@@ -179,7 +189,12 @@ def _train(
       interrupted=run.interrupted,
       clock=clock,
       meanwhile=functools.partial(
-        ahead.begin, exp, name, run.augmentation, len(run.train.images)
+        ahead.begin,
+        exp,
+        name,
+        run.augmentation,
+        len(run.train.images),
+        kept.plan.bytes if kept else 0,
       ),
     )
   figures = _evaluate(run, name, spec, state)
@@ -200,9 +215,9 @@ def _train(
       'place': kept.place,
       'bytes': kept.plan.bytes,
       'error': kept.error,
-      'seconds': kept.seconds,
+      'seconds': clock.cache_seconds,
     }
-  finish(saved, state, spec, run.monitor, clock, progress['results'])
+  finish(saved, state, spec, run.monitor, clock, kept, progress['results'])
   progress['metrics_position'] = run.monitor.position()
   own = state.params[-1], state.objective_state
   return Trained(state.variables, own if spec.objective.goes_on else None)
@@ -214,19 +229,28 @@ def _keep(
   spec: step.StepSpec,
   state: step.TrainState,
   teacher: Variables | None,
+  fields: Mapping[str, Any],
+  begun: bool,
 ) -> tuple[step.StepSpec, step.Resident, cache.Kept | None]:
-  """Computes what the phase can't change, if it has fixed views and it fits.
+  """Computes what the phase can't change, if it fits.
 
   Returns:
     The spec and the train split for the phase's steps, and the cache.
+
+  Raises:
+    UserError: the phase was begun with a cache that no longer fits.
+    Preempted: a signal has arrived.
   """
-  if spec.fixed_views is None:
-    return spec, run.train, None
   exp, console = run.experiment, run.monitor.console
-  fields = exp.config['cache']
   plan = cache.plan(spec, fields['dtype'], len(run.train.images))
-  limit = fields['limit_mib'] and fields['limit_mib'] * 2**20
-  place, why = cache.choose_place(plan, fields['place'], limit, exp.replicas)
+  rows = exp.pace.per_call * exp.pace.batch_size // len(exp.replicas.devices)
+  place, why = placement.choose(plan, fields, exp.replicas, rows)
+  if place is None and begun:
+    raise UserError(
+      f'{name} was begun with a cache on the {fields["place"]}, which no '
+      f'longer fits: it takes {why}; delete {run.directory / name} to begin '
+      'it anew'
+    )
   if place is None:
     console.print(
       f'[yellow]{name}: no cache, it takes {why}: computed in every step',

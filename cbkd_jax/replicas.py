@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +84,20 @@ def spmd(
   return Program(jax.jit(mapped, donate_argnums=donate), options)
 
 
+def signature(args: Tree) -> Hashable:
+  """What a compiled program depends on: structure, shapes, types, placement.
+
+  Args:
+    args: arrays, or their shapes with their shardings.
+  """
+  leaves, structure = jax.tree.flatten(args)
+  shapes = tuple(
+    (x.shape, x.dtype, getattr(getattr(x, 'sharding', None), 'spec', None))
+    for x in leaves
+  )
+  return structure, shapes
+
+
 class Program:
   """A function that is compiled once for each set of shapes.
 
@@ -109,12 +123,7 @@ class Program:
     Args:
       *args: arrays as in a call, or their shapes with their shardings.
     """
-    leaves, structure = jax.tree.flatten(args)
-    shapes = tuple(
-      (x.shape, x.dtype, getattr(getattr(x, 'sharding', None), 'spec', None))
-      for x in leaves
-    )
-    key = structure, shapes
+    key = signature(args)
     with self._lock:
       if key not in self._compiled:
         began = time.monotonic()

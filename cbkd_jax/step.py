@@ -307,7 +307,9 @@ def _new_views(
 
 def second_rows(rows: Any, examples: int, fixed_views: int) -> Any:
   """The same examples, in the view after the one that is drawn."""
-  return (rows + examples) % (examples * fixed_views)
+  # The last view's by subtraction: a sum might not fit into 32 bits.
+  last = examples * (fixed_views - 1)
+  return rows + jnp.where(rows >= last, -last, examples)
 
 
 def fixed_view(

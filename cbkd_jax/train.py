@@ -36,9 +36,9 @@ def main() -> None:
     listing.show(console)
     return
   values = config.plain(flags_.config)
+  config.check(values)
   command.set_up_devices(values)
   if flags_.dry_run:
-    config.check(values)
     data.check_name(values['data']['name'], values['data']['dir'])
     summary.show_plan(experiment.build(values), console)
     return

@@ -103,7 +103,8 @@ def get_config() -> ConfigDict:
         # Also in the thaw and in the controls: the teacher's outputs.
         'thaw': False,
         # Fixed augmentations of each image, of which each epoch draws one;
-        # 0: the images as they are.
+        # 0: the images as they are. Flips are random, never alternating;
+        # mixup and CutMix must be off.
         'views': 0,
         # Feature maps are kept 'exact', in 'bfloat16' or in 'uint8'.
         'dtype': 'bfloat16',

@@ -104,8 +104,14 @@ def test_the_rows_of_a_config():
   naive = measure.naive(found['stage_1'])
   assert naive.shared == 0
   first = minimum.part_flops(naive.student.parts[:2], (8, 8, 1))
-  more = minimum.step_flops(naive) - minimum.step_flops(found['stage_1'])
-  assert more == sum(first)
+  least = minimum.step_flops(found['stage_1'])
+  assert minimum.step_flops(naive) - least == sum(first)
+  # An objective that looks at two views does all of it twice.
+  exp = benchmarking.experiment.build(
+    tiny_run.values(objective='mlkd()'), tuple(jax.devices()[:1])
+  )
+  twice = benchmarking.phase_specs(exp)['stage_1']
+  assert minimum.step_flops(twice) == 2 * least
 
 
 def test_turns_are_taken():
@@ -135,6 +141,14 @@ def test_a_known_device_has_the_peak_of_its_data_sheet():
   assert found == peaks.Peak(756e12, 2e12, 'data sheet')
   Device.device_kind = 'NVIDIA H100 80GB HBM3'
   assert peaks.peak(Device(), 'float32').flops == 494e12
+
+
+def test_a_card_of_a_similar_name_is_measured(monkeypatch):
+  class Device:
+    device_kind = 'NVIDIA L40'  # neither an L4 nor an L40S
+
+  monkeypatch.setattr(peaks, '_measure', lambda device, dtype: (1.0, 2.0))
+  assert peaks.peak(Device(), 'float32') == peaks.Peak(1.0, 2.0, 'measured')
 
 
 @pytest.mark.parametrize(

@@ -221,30 +221,6 @@ def test_rounded_maps_and_their_error():
         )
 
 
-def test_where_it_fits(monkeypatch):
-  replicas = step.Replicas('pmap', tuple(jax.devices()[:4]))
-  plan = cache.Plan(cache.Layout('exact', ()), rows=100, row_bytes=2**20)
-  mib = 2**20
-
-  def choose(place, limit=None, free=None):
-    monkeypatch.setattr(cache.devices, 'free_host_bytes', lambda: free)
-    monkeypatch.setattr(cache.devices, 'free_bytes', lambda device: free)
-    return cache.choose_place(plan, place, limit, replicas)
-
-  assert choose('auto', 100 * mib)[0] == 'device'
-  assert choose('host', 100 * mib)[0] == 'host'
-  place, why = choose('auto', 60 * mib)
-  assert place is None
-  assert why.count('100.0 MiB') == 2
-  assert why.count('40.0 MiB more') == 2
-  # Four virtual devices and the host, all in one memory.
-  assert choose('auto', free=624 * mib)[0] == 'host'
-  assert choose('auto', free=626 * mib)[0] == 'device'
-  assert choose('device', free=624 * mib)[0] is None
-  assert choose('auto', free=124 * mib)[0] is None
-  assert choose('device', free=None)[0] == 'device'
-
-
 def test_what_fixed_views_are_made_by():
   full = Augmentation(4, True, (0.5,), (0.25,), True, 8, 0.2, 1.0)
   fixed = full.of_fixed_views(3)

@@ -1,0 +1,61 @@
+"""The program that is compiled ahead is the one that the phase asks for."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import tiny_run
+
+from cbkd_jax import ahead, experiment, phases, step
+from cbkd_jax.replicas import signature
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+
+@pytest.mark.parametrize(
+  ('place', 'objective'),
+  # Parameters of its own; plain; a second view.
+  [('nowhere', 'vid()'), ('device', 'kd'), ('host', 'mlkd()')],
+)
+def test_a_phase_finds_its_program(tmp_path, monkeypatch, place, objective):
+  """A run in which nothing is trained, but all is asked for."""
+  prepared, asked = {}, {}
+
+  def program(spec, replicas):
+    del replicas
+
+    def compiled(*args):
+      prepared[spec] = signature(args)
+
+    return types.SimpleNamespace(compiled=compiled)
+
+  def fit(name, spec, *args, kept, replicas, pace, meanwhile, **more):
+    del name, more
+    devices, steps = len(replicas.devices), spec.training.steps
+    shape = devices, min(pace.per_call, steps), pace.batch_size // devices
+    rows = np.zeros(shape, np.int32)
+    drawn = kept.draw(spec, rows) if kept else step.Drawn(rows)
+    asked[spec] = signature((*args, drawn))
+    thread = meanwhile()
+    if thread is not None:
+      thread.join()
+    return args[0], {'loss': 0.0}
+
+  monkeypatch.setattr(step, 'compiled_train', program)
+  monkeypatch.setattr(phases, 'fit', fit)
+  changes = {'objective': objective, 'steps_per_call': 4}
+  if place != 'nowhere':
+    changes |= {'cache__prefix': True, 'cache__views': 2}
+    changes |= {'cache__place': place}
+  tiny_run.run(tmp_path / 'run', changes)
+  teacher, *stages = asked
+  assert len(stages) == 3
+  assert teacher not in prepared
+  assert prepared == {spec: asked[spec] for spec in stages}
+
+
+def test_after_the_last_phase_there_is_nothing():
+  exp = experiment.build(tiny_run.values(), tuple(jax.devices()[:1]))
+  assert ahead.begin(exp, 'thaw', tiny.PLAIN, 96) is None
