@@ -1,4 +1,4 @@
-"""The whole method on embedded data, in about a minute on two CPU cores.
+"""The whole method on embedded data, in half a minute on two CPU cores.
 
 scikit-learn's digits, 8x8 grey; ResNet-8 -> a student of three blocks.
 
