@@ -114,14 +114,26 @@ def state_shapes(
     teacher: likewise; None where the objective has no use for a teacher.
   """
   return jax.eval_shape(
-    lambda s, t: create_train_state(spec, s, t, jax.random.key(0)),
+    lambda s, t: _new_state(spec, s, t, jax.random.key(0), None),
     student,
     teacher,
   )
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _create(spec, student, teacher, rng, previous):
+  return _compiled_create(jax.default_backend() == 'cpu')(
+    spec, student, teacher, rng, previous
+  )
+
+
+@functools.cache
+def _compiled_create(on_cpu: bool) -> Callable[..., TrainState]:
+  # Much to compile and little to run, like `blocks.init`.
+  options = {'xla_backend_optimization_level': 0} if on_cpu else None
+  return jax.jit(_new_state, static_argnums=0, compiler_options=options)
+
+
+def _new_state(spec, student, teacher, rng, previous):
   batch = spec.objective.local_batch
   student_view, teacher_view, _ = jax.eval_shape(
     lambda s, t, x: views(spec, s, t, x, (False,) * len(spec.trained)),

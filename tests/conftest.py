@@ -29,3 +29,26 @@ def quick_compilation():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+
+
+# The longest files come first: none is left to one worker alone at the end.
+_FIRST = (
+  'every_method_test.py',
+  'train_test.py',
+  'flops_test.py',
+  'global_batch_test.py',
+  'pre_stages_test.py',
+  'compare_test.py',
+  'step_test.py',
+  'cache_test.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+  """Sorts by file; a file's tests stay in their order."""
+
+  def place(item):
+    name = item.path.name
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
+
+  items.sort(key=place)
