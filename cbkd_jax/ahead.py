@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from cbkd_jax import blocks, cache, placement, step
-from cbkd_jax.blocks import Tree, Variables
+from cbkd_jax.blocks import Tree
 from cbkd_jax.command import IN_THE_BACKGROUND
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.experiment import Experiment
@@ -78,12 +78,9 @@ def compile_phase(
   replicas, pace = experiment.replicas, experiment.pace
   devices = len(replicas.devices)
   student = blocks.shapes(spec.student, spec.image_shape)
-  teacher, rest = None, None
+  teacher = None
   if spec.teacher is not None:
     teacher = blocks.shapes(spec.teacher, spec.image_shape)
-    rest = Variables(
-      *((None,) * spec.shared + trees[spec.shared :] for trees in teacher)
-    )
   state = step.state_shapes(spec, student, teacher)
   steps = min(pace.per_call, spec.training.steps)
   shape = (devices, steps, pace.batch_size // devices)
@@ -109,7 +106,10 @@ def compile_phase(
     jax.ShapeDtypeStruct((examples,), np.int32),
     on_device,
   )
-  same = (_everywhere(tree, replicas) for tree in (state, rest, data))
+  same = (
+    _everywhere(tree, replicas)
+    for tree in (state, spec.unshared(teacher), data)
+  )
   step.compiled_train(spec, replicas).compiled(*same, own)
 
 

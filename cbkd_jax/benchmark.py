@@ -27,6 +27,8 @@ def main() -> None:
     ('plot', values.plot, ('.png', '.svg', '.pdf')),
   ):
     _check_path(flag, path, endings)
+  if values.profile and Path(values.profile).is_file():
+    raise UserError(f'--profile: {values.profile}: is not a directory')
   counts = _counts(values.devices)
 
   # Seconds to import, which neither help nor a wrong flag should cost.

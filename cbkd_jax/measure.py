@@ -101,7 +101,7 @@ def prepare(
   """
   random = np.random.default_rng(0)
   student = draw(spec.student, spec.image_shape, 1)
-  teacher, rest = None, None
+  teacher = None
   if spec.teacher is not None:
     teacher = draw(spec.teacher, spec.image_shape, 0)
     student = Variables(
@@ -110,14 +110,12 @@ def prepare(
         for ours, theirs in zip(student, teacher)
       )
     )
-    rest = Variables(
-      *((None,) * spec.shared + trees[spec.shared :] for trees in teacher)
-    )
   data = step.Resident(
     random.integers(0, 256, (examples, *spec.image_shape), np.uint8),
     random.integers(0, classes, examples, np.int32),
   )
   state = step.create_train_state(spec, student, teacher, jax.random.key(0))
+  rest = spec.unshared(teacher)
   state, rest, data = (replicas.put(t) for t in (state, rest, data))
   if cache_dtype is not None:
     plan = cache.plan(spec, cache_dtype, examples)

@@ -4,7 +4,7 @@ import dataclasses
 
 import optax
 
-from cbkd_jax.blocks import Network
+from cbkd_jax.blocks import Network, Variables
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.objectives import Objective
 from cbkd_jax.optimizer import make_optimizer
@@ -49,6 +49,21 @@ class StepSpec:
   def frozen(self) -> int:
     """Leading parts that do not train: their outputs are constants."""
     return (*self.trained, True).index(True)
+
+  def unshared(self, teacher: Variables | None) -> Variables | None:
+    """What a step needs of the teacher: the shared parts are in the state.
+
+    Args:
+      teacher: all of its variables, or their shapes.
+
+    Returns:
+      The same without the shared parts; None without a teacher.
+    """
+    if self.teacher is None:
+      return None
+    return Variables(
+      *((None,) * self.shared + trees[self.shared :] for trees in teacher)
+    )
 
   @property
   def tx(self) -> optax.GradientTransformation:

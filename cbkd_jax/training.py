@@ -242,18 +242,11 @@ def _stage(
   """Trains one stage; returns what it leaves and its figures."""
   exp = run.experiment
   spec = exp.spec(stage, run.augmentation)
-  # The shared parts are in the state; the step needs the teacher's others.
-  rest = None
-  if spec.teacher is not None:
-    rest = Variables(
-      *(
-        tuple(None if i < stage.shared else t for i, t in enumerate(trees))
-        for trees in run.teacher
-      )
-    )
   before, learned = previous or (None, None)
   start = functools.partial(_assemble, run, stage, before)
-  trained, results = run_phase(run, stage.name, spec, start, rest, learned)
+  trained, results = run_phase(
+    run, stage.name, spec, start, spec.unshared(run.teacher), learned
+  )
   if stage.prepares and learned:
     # What the pre-stage has no part in goes on past it.
     own = trained.objective or ({}, {})

@@ -169,6 +169,7 @@ def test_a_file_that_cannot_be_written_is_refused_at_once():
     (['--plot=roof.gif'], '--plot: roof.gif: must end in .png, .svg, .pdf'),
     (['--json=no/such/x.json'], 'no/such/x.json: there is no such directory'),
     (['--devices=two'], '--devices: two: must be numbers'),
+    ([f'--profile={__file__}'], 'benchmark_test.py: is not a directory'),
   ):
     ended = cli.call('cbkd_jax.benchmark', '--config=configs/digits.py', *flags)
     assert ended.code == 2
