@@ -18,7 +18,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from cbkd_jax import blocks, step, storage
+from cbkd_jax import batch, blocks, step, storage
 from cbkd_jax.blocks import Variables
 from cbkd_jax.errors import Preempted
 from cbkd_jax.replicas import AXIS, Replicas, spmd
@@ -80,7 +80,7 @@ class Kept:
     if 'second_view' not in spec.objective.needs:
       return Drawn(rows, first)
     examples = self.plan.rows // spec.fixed_views
-    second = np.asarray(step.second_rows(rows, examples, spec.fixed_views))
+    second = np.asarray(batch.second_rows(rows, examples, spec.fixed_views))
     return Drawn(rows, first, jax.tree.map(lambda k: k[second], self.rows))
 
 
@@ -192,7 +192,7 @@ def compiled_fill(
   """
 
   def one(state, teacher, data, rows):
-    x = step.fixed_view(spec, state.rng, data.images, rows)
+    x = batch.fixed_view(spec, state.rng, data.images, rows)
     frozen = frozen_outputs(spec, state.variables, teacher, x)
     kept = storage.encode(spec.cache, frozen)
     back = jax.tree.leaves(storage.decode(spec.cache, kept, frozen))

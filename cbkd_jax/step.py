@@ -5,76 +5,20 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cbkd_jax import blocks, storage, supply
+from cbkd_jax import blocks
+from cbkd_jax.batch import Batch, Drawn, Resident, make_batch
 from cbkd_jax.blocks import Network, Tree, Variables, View
-from cbkd_jax.data import flips, mixing
-from cbkd_jax.data.augment import Augmentation, augment, normalise
-from cbkd_jax.objectives.method import published_epoch
+from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.replicas import AXIS, Replicas, spmd
 from cbkd_jax.spec import StepSpec
-from cbkd_jax.storage import Rows
-from cbkd_jax.views import Frozen, frozen_outputs, views
-
-
-class TrainState(NamedTuple):
-  """Everything a stage changes.
-
-  Attributes:
-    step: steps taken in this stage, int32.
-    params: a tree per part of the network, then the objective's own.
-    batch_stats: a tree per part of the network.
-    objective_state: the objective's variables that are not trained.
-    opt_state: of the trained parts and the objective's parameters alone.
-    rng: key data (uint32) of the stage; step t uses `fold_in(rng, t)`.
-  """
-
-  step: jax.Array
-  params: tuple[Tree, ...]
-  batch_stats: tuple[Tree, ...]
-  objective_state: Tree
-  opt_state: Tree
-  rng: jax.Array
-
-  @property
-  def variables(self) -> Variables:
-    return Variables(self.params[:-1], self.batch_stats)
-
-
-class Resident(NamedTuple):
-  """A train split, the same on every device.
-
-  Attributes:
-    images: uint8 `[examples, height, width, channels]`.
-    labels: int32 `[examples]`.
-    cache: rows of what the phase can't change, `[views * examples, ...]`;
-      None where they are not kept on the devices.
-  """
-
-  images: jax.Array
-  labels: jax.Array
-  cache: Rows | None = None
-
-
-class Drawn(NamedTuple):
-  """A replica's share of a batch, or of several: then with a leading axis.
-
-  Attributes:
-    rows: int32 `[local_batch]`, the examples; with fixed views `view *
-      examples + example`.
-    cache: their rows of what the phase can't change, where these are kept on
-      the host.
-    again: likewise of their second views, if the objective needs them.
-  """
-
-  rows: jax.Array
-  cache: Rows | None = None
-  again: Rows | None = None
+from cbkd_jax.state import TrainState
+from cbkd_jax.views import Frozen, views
 
 
 def create_train_state(
@@ -222,155 +166,6 @@ def train_step(
   return state, metrics
 
 
-class Batch(NamedTuple):
-  """What a replica's loss is a function of, besides the variables.
-
-  Attributes:
-    x: normalised images `[local_batch, height, width, channels]`.
-    again: the same examples, augmented a second time; None if not needed.
-    frozen: the outputs that the phase can't change, of `x` and of `again`;
-      None where they are computed.
-    available: what objectives may need, by name, see `AVAILABLE`.
-  """
-
-  x: jax.Array
-  again: jax.Array | None
-  frozen: tuple[Frozen | None, Frozen | None]
-  available: dict[str, Any]
-
-
-def make_batch(
-  spec: StepSpec,
-  state: TrainState,
-  teacher: Variables | None,
-  data: Resident,
-  drawn: Drawn,
-) -> Batch:
-  """A replica's batch, from the resident split and what is kept."""
-  # Randomness is keyed by the step and by the example's position in the
-  # global batch: it does not depend on how many replicas share the batch.
-  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-  local_batch = drawn.rows.shape[0]
-  positions = jnp.arange(local_batch) + local_batch * jax.lax.axis_index(AXIS)
-  indices, mixed, frozen = drawn.rows, None, (None, None)
-  if spec.fixed_views is None:
-    x, again, mixed = _new_views(spec, state, data, indices, positions, rng)
-  else:
-    indices = drawn.rows % len(data.images)
-    second = second_rows(drawn.rows, len(data.images), spec.fixed_views)
-    x = fixed_view(spec, state.rng, data.images, drawn.rows)
-    again = None
-    if 'second_view' in spec.objective.needs:
-      again = fixed_view(spec, state.rng, data.images, second)
-    frozen = _kept(spec, state, teacher, data, drawn, second)
-  available = {
-    'labels': data.labels[indices],
-    'mixed': mixed,
-    'indices': indices,
-    'step': state.step,
-    'train_labels': data.labels,
-  }
-  available |= _supplies(spec, state, teacher, rng, positions)
-  return Batch(x, again, frozen, available)
-
-
-def _new_views(
-  spec: StepSpec,
-  state: TrainState,
-  data: Resident,
-  indices: jax.Array,
-  positions: jax.Array,
-  rng: jax.Array,
-) -> tuple[jax.Array, jax.Array | None, Any]:
-  """Images augmented as never before: the first view, the second, and 'mixed'.
-
-  The second is None where the objective doesn't need it; for 'mixed' see
-  `AVAILABLE`.
-  """
-
-  def show(indices, positions, rng, second=False):
-    mirrored = None
-    if spec.augmentation.alternating_flip:
-      batch_size = len(positions) * jax.lax.axis_size(AXIS)
-      mirrored = flips.alternating(
-        jax.random.wrap_key_data(state.rng),
-        state.step,
-        indices,
-        positions,
-        batch_size,
-        len(data.images),
-      )
-      mirrored ^= second  # two looks at an image are both ways round
-    images = data.images[indices]
-    return augment(images, rng, positions, spec.augmentation, mirrored)
-
-  x, again, mixed = show(indices, positions, rng), None, None
-  if spec.augmentation.mixes:
-    # A partner's image is made anew, as its own slot shows it: it may be
-    # another replica's.
-    partners = mixing.partners(rng, indices, positions, AXIS)
-    weights, share = mixing.weights(rng, spec.augmentation, *x.shape[1:3])
-    x = mixing.mix(x, show(*partners, rng), weights)
-    mixed = data.labels[partners.indices], share
-  if 'second_view' in spec.objective.needs:
-    again = show(indices, positions, supply.second_key(rng), second=True)
-  return x, again, mixed
-
-
-def second_rows(rows: Any, examples: int, fixed_views: int) -> Any:
-  """The same examples, in the view after the one that is drawn."""
-  # The last view's by subtraction: a sum might not fit into 32 bits.
-  last = examples * (fixed_views - 1)
-  return rows + jnp.where(rows >= last, -last, examples)
-
-
-def fixed_view(
-  spec: StepSpec, rng: jax.Array, images: jax.Array, rows: jax.Array
-) -> jax.Array:
-  """Images in one of the fixed views of a phase.
-
-  Args:
-    spec: the phase.
-    rng: key data, of the state.
-    images: the whole train split, uint8.
-    rows: `[batch]`, `view * examples + example`.
-
-  Returns:
-    Normalised images `[batch, height, width, channels]`, a function of row
-    and phase alone.
-  """
-  key = supply.fixed_key(jax.random.wrap_key_data(rng))
-  return augment(images[rows % len(images)], key, rows, spec.augmentation)
-
-
-def _kept(
-  spec: StepSpec,
-  state: TrainState,
-  teacher: Variables | None,
-  data: Resident,
-  drawn: Drawn,
-  second: jax.Array,
-) -> tuple[Frozen | None, Frozen | None]:
-  """The frozen outputs of the batch's two views, as far as they are kept."""
-  if spec.cache is None:
-    return None, None
-  shape = (len(drawn.rows), *spec.image_shape)
-  shapes = jax.eval_shape(
-    lambda x: frozen_outputs(spec, state.variables, teacher, x),
-    jax.ShapeDtypeStruct(shape, jnp.float32),
-  )
-
-  def look_up(rows: jax.Array, given: Rows | None) -> Frozen:
-    if data.cache is not None:
-      given = jax.tree.map(lambda kept: kept[rows], data.cache)
-    return storage.decode(spec.cache, given, shapes)
-
-  first = look_up(drawn.rows, drawn.cache)
-  if 'second_view' not in spec.objective.needs:
-    return first, None
-  return first, look_up(second, drawn.again)
-
-
 def loss(
   spec: StepSpec,
   state: TrainState,
@@ -430,30 +225,6 @@ def _look(
     )
     student_view = student_view._replace(logits=logits)
   return student_view, teacher_view, batch_stats
-
-
-def _supplies(
-  spec: StepSpec,
-  state: TrainState,
-  teacher: Variables | None,
-  rng: jax.Array,
-  positions: jax.Array,
-) -> dict[str, Any]:
-  """What the objective needs beyond views and batch, see `supply`."""
-  objective, found = spec.objective, {}
-  if 'epoch' in objective.needs:
-    found['epoch'] = published_epoch(objective.setting, state.step)
-  if 'keys' in objective.needs:
-    found['keys'] = supply.example_keys(rng, positions)
-  if 'teacher_head' in objective.needs or objective.predictor:
-    found['teacher_head'] = supply.teacher_head(spec.teacher, teacher)
-  if 'teacher_classifier' in objective.needs:
-    found['teacher_classifier'] = supply.teacher_classifier(teacher)
-  if 'teacher_norms' in objective.needs:
-    # The shared parts may be in the student's tree alone.
-    own, rest = state.params[: spec.shared], teacher.params[spec.shared :]
-    found['teacher_norms'] = supply.teacher_norms(spec.teacher, (*own, *rest))
-  return found
 
 
 def train_steps(

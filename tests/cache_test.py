@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cbkd_jax import cache, objectives, step, views
+from cbkd_jax import batch, cache, objectives, step, views
 from cbkd_jax.blocks import Variables
 from cbkd_jax.data import sampler
 from cbkd_jax.data.augment import Augmentation, normalise
@@ -87,7 +87,7 @@ def test_every_row_is_that_of_its_image_and_view():
   run = jax.jit(lambda x: views.frozen_outputs(spec, own, teacher, x))
   everything = []
   for row in range(VIEWS * EXAMPLES):
-    view = step.fixed_view(spec, state.rng, images, jnp.array([row]))
+    view = batch.fixed_view(spec, state.rng, images, jnp.array([row]))
     image = np.asarray(normalise(padded[[row % EXAMPLES]], tiny.PLAIN)[0])
     crops = [
       image[r : r + 8, c : c + 8][:, ::flip]
@@ -138,7 +138,7 @@ def test_two_views_of_the_same_images():
     tiny.close(ours, theirs, rtol=1e-3)
   rows = np.array([0, 9, 10, 29])
   np.testing.assert_array_equal(
-    step.second_rows(rows, EXAMPLES, VIEWS), [10, 19, 20, 9]
+    batch.second_rows(rows, EXAMPLES, VIEWS), [10, 19, 20, 9]
   )
 
 
