@@ -43,14 +43,13 @@ def _check_adopted(exp: Experiment, source: Path, phases: list[str]) -> None:
   checkpoints.read_variables(
     teacher, blocks.shapes(exp.teacher_network, exp.image_shape)
   )
-  teacher_shapes = blocks.shapes(exp.teacher_network, exp.image_shape)
   for stage in exp.stages[: len(phases)]:
     shapes = blocks.shapes(exp.network(stage), exp.image_shape)
     directory = source / stage.name
     checkpoints.read_trained(directory, shapes, stage.trained)
     spec = exp.spec(stage, plan_augmentation(exp.config), local=True)
     if spec.objective.goes_on:
-      state = step.state_shapes(spec, shapes, teacher_shapes)
+      state = step.state_shapes(spec)
       checkpoints.read_learned(
         directory, state.params[-1], state.objective_state
       )

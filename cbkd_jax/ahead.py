@@ -6,7 +6,7 @@ import threading
 import jax
 import numpy as np
 
-from cbkd_jax import blocks, cache, placement, step
+from cbkd_jax import cache, placement, step
 from cbkd_jax.blocks import Tree
 from cbkd_jax.command import IN_THE_BACKGROUND
 from cbkd_jax.data.augment import Augmentation
@@ -77,11 +77,8 @@ def compile_phase(
   """
   replicas, pace = experiment.replicas, experiment.pace
   devices = len(replicas.devices)
-  student = blocks.shapes(spec.student, spec.image_shape)
-  teacher = None
-  if spec.teacher is not None:
-    teacher = blocks.shapes(spec.teacher, spec.image_shape)
-  state = step.state_shapes(spec, student, teacher)
+  _, teacher = spec.shapes()
+  state = step.state_shapes(spec)
   steps = min(pace.per_call, spec.training.steps)
   shape = (devices, steps, pace.batch_size // devices)
   on_device, own = None, step.Drawn(jax.ShapeDtypeStruct(shape, np.int32))

@@ -18,7 +18,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from cbkd_jax import batch, blocks, step, storage
+from cbkd_jax import batch, step, storage
 from cbkd_jax.blocks import Variables
 from cbkd_jax.errors import Preempted
 from cbkd_jax.replicas import AXIS, Replicas, spmd
@@ -92,7 +92,7 @@ def plan(spec: StepSpec, dtype: str, examples: int) -> Plan:
     dtype: of the maps, see `storage.Layout`.
     examples: in the train split.
   """
-  same = equal_leaves(spec, *_variables(spec))
+  same = equal_leaves(spec, *spec.shapes())
   layout = Layout(dtype, tuple((i, same[i]) for i in _used_leaves(spec)))
   rows = jax.tree.leaves(_row_shapes(spec, layout))
   row_bytes = sum(x.size * x.dtype.itemsize for x in rows)
@@ -115,7 +115,7 @@ def row_shapes(spec: StepSpec, rows: int) -> Rows:
 def _row_shapes(spec: StepSpec, layout: Layout) -> Rows:
   return jax.eval_shape(
     lambda s, t, x: storage.encode(layout, frozen_outputs(spec, s, t, x)),
-    *_variables(spec),
+    *spec.shapes(),
     jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32),
   )
 
@@ -208,14 +208,6 @@ def compiled_fill(
   return spmd(one, replicas, replicated=3, summed=False)
 
 
-def _variables(spec: StepSpec) -> tuple[Variables, Variables | None]:
-  """Shapes of the student's variables, and of the teacher's."""
-  student = blocks.shapes(spec.student, spec.image_shape)
-  if spec.teacher is None:
-    return student, None
-  return student, blocks.shapes(spec.teacher, spec.image_shape)
-
-
 @functools.cache
 def _used_leaves(spec: StepSpec) -> tuple[int, ...]:
   """Which of the frozen outputs the loss depends on.
@@ -224,7 +216,7 @@ def _used_leaves(spec: StepSpec) -> tuple[int, ...]:
   the loss's own operations back from its results.
   """
   setting = spec.objective.setting
-  student, teacher = _variables(spec)
+  student, teacher = spec.shapes()
   batch = setting.local_batch
   frozen = jax.eval_shape(
     functools.partial(frozen_outputs, spec),
@@ -246,7 +238,7 @@ def _used_leaves(spec: StepSpec) -> tuple[int, ...]:
   trace = jax.make_jaxpr(run, axis_env=[(AXIS, setting.replicas)])
   jaxpr = trace(
     (frozen, frozen if again else None),
-    step.state_shapes(spec, student, teacher),
+    step.state_shapes(spec),
     teacher,
     data,
     jax.ShapeDtypeStruct((batch,), jnp.int32),

@@ -77,10 +77,7 @@ def stage_memory(spec: step.StepSpec, local_batch: int) -> int:
     spec: the stage, built without a replicas' axis.
     local_batch: examples per device and step.
   """
-  student = blocks.shapes(spec.student, spec.image_shape)
-  teacher = None
-  if spec.teacher is not None:
-    teacher = blocks.shapes(spec.teacher, spec.image_shape)
+  student, teacher = spec.shapes()
   x = jax.ShapeDtypeStruct((local_batch, *spec.image_shape), jnp.float32)
   trained = tuple(p for p, t in zip(student.params, spec.trained) if t)
 
@@ -119,18 +116,13 @@ def step_flops(
     batch: examples in the step.
     train_size: examples in the train split.
   """
-  student = blocks.shapes(spec.student, spec.image_shape)
-  teacher = None
-  if spec.teacher is not None:
-    teacher = blocks.shapes(spec.teacher, spec.image_shape)
-  state = step.state_shapes(spec, student, teacher)
   program = step.compiled_train(spec, replicas)
   rows = None
   if spec.cache is not None:
     rows = cache.row_shapes(spec, spec.fixed_views * train_size)
   lowered = program.lower(
-    state,
-    teacher,
+    step.state_shapes(spec),
+    spec.shapes()[1],
     step.Resident(
       jax.ShapeDtypeStruct((train_size, *spec.image_shape), jnp.uint8),
       jax.ShapeDtypeStruct((train_size,), jnp.int32),

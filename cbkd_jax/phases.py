@@ -106,7 +106,7 @@ def run_phase(
     if saved.latest() is not None:
       progress = saved.progress()
     if progress['results']:
-      found = _read(spec, start(True), teacher, saved)
+      found = _read(spec, start(True), saved)
     else:
       found = _train(run, name, spec, start, teacher, previous, saved, progress)
   run.position = progress['metrics_position']
@@ -117,7 +117,6 @@ def run_phase(
 def _read(
   spec: step.StepSpec,
   known: Variables,
-  teacher: Variables | None,
   saved: checkpoints.PhaseCheckpoints,
 ) -> Trained:
   """What a finished phase has left; `known` holds what it did not train."""
@@ -128,7 +127,7 @@ def _read(
   )
   if not spec.objective.goes_on:
     return Trained(variables)
-  state = step.state_shapes(spec, known, teacher)
+  state = step.state_shapes(spec)
   own = checkpoints.read_objective(
     saved.state_directory(), state.params[-1], state.objective_state
   )
@@ -151,7 +150,7 @@ def _train(
   if saved.latest() is None:
     state = step.create_train_state(spec, start(False), teacher, rng, previous)
   else:
-    state = _restore(spec, start(True), teacher, saved)
+    state = _restore(spec, start(True), saved)
   clock = Clock(**progress['clock'])
   total = spec.training.steps
   run.monitor.open(
@@ -288,11 +287,10 @@ def _keep(
 def _restore(
   spec: step.StepSpec,
   known: Variables,
-  teacher: Variables | None,
   saved: checkpoints.PhaseCheckpoints,
 ) -> step.TrainState:
   """A phase's state in the middle; `known` holds what it doesn't train."""
-  state = step.state_shapes(spec, known, teacher)
+  state = step.state_shapes(spec)
   state = state._replace(
     params=(*known.params, state.params[-1]), batch_stats=known.batch_stats
   )

@@ -4,6 +4,7 @@ import dataclasses
 
 import optax
 
+from cbkd_jax import blocks
 from cbkd_jax.blocks import Network, Variables
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.objectives import Objective
@@ -49,6 +50,13 @@ class StepSpec:
   def frozen(self) -> int:
     """Leading parts that do not train: their outputs are constants."""
     return (*self.trained, True).index(True)
+
+  def shapes(self) -> tuple[Variables, Variables | None]:
+    """Shapes of the student's variables, and of the teacher's."""
+    student = blocks.shapes(self.student, self.image_shape)
+    if self.teacher is None:
+      return student, None
+    return student, blocks.shapes(self.teacher, self.image_shape)
 
   def unshared(self, teacher: Variables | None) -> Variables | None:
     """What a step needs of the teacher: the shared parts are in the state.

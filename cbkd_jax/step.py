@@ -47,20 +47,16 @@ def create_train_state(
   return _create(spec, student, teacher, rng, previous)
 
 
-def state_shapes(
-  spec: StepSpec, student: Variables, teacher: Variables | None
-) -> TrainState:
+@functools.cache
+def state_shapes(spec: StepSpec) -> TrainState:
   """Shapes and types of `create_train_state`, nothing computed.
 
   Args:
     spec: the stage.
-    student: the network's variables, or their shapes.
-    teacher: likewise; None where the objective has no use for a teacher.
   """
   return jax.eval_shape(
     lambda s, t: _new_state(spec, s, t, jax.random.key(0), None),
-    student,
-    teacher,
+    *spec.shapes(),
   )
 
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import tiny_run
 
-from cbkd_jax import blocks, experiment, objectives, step
+from cbkd_jax import experiment, objectives, step
 from cbkd_jax.blocks import HeadOutput, View
 from cbkd_jax.objectives.method import AVAILABLE
 from cbkd_jax.replicas import spmd
@@ -84,12 +84,8 @@ def test_several_steps_in_a_call(group):
   )
   for stage in exp.stages:
     spec = exp.spec(stage, tiny.PLAIN)
-    shapes = (
-      blocks.shapes(network, (8, 8, 1))
-      for network in (spec.student, spec.teacher)
-    )
-    student_shapes, teacher_shapes = shapes
-    state = step.state_shapes(spec, student_shapes, teacher_shapes)
+    _, teacher_shapes = spec.shapes()
+    state = step.state_shapes(spec)
     found, metrics = jax.eval_shape(
       spmd(
         functools.partial(step.train_steps, spec, False),
