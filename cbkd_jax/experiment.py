@@ -19,6 +19,7 @@ from cbkd_jax import (
   prediction,
   stages,
   step,
+  stream_checks,
 )
 from cbkd_jax.blocks import Architecture, Network
 from cbkd_jax.data.augment import Augmentation, channel_stats
@@ -300,6 +301,7 @@ def build(
   )
   objective_checks.check(experiment)
   _check_cache(experiment)
+  stream_checks.check(experiment)
   return experiment
 
 
