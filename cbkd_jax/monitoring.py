@@ -21,8 +21,11 @@ class Monitor:
   byte, as that of a run that was never interrupted.
   """
 
-  def __init__(self, workdir: Path, console: rich.console.Console):
+  def __init__(
+    self, workdir: Path, console: rich.console.Console, writes: bool = True
+  ):
     self.console = console
+    self._writes = writes
     self._path = workdir / 'metrics.jsonl'
     self._tensorboard_dir = workdir / 'tensorboard'
     self._file = None
@@ -36,6 +39,8 @@ class Monitor:
       global_step: steps taken in all phases; TensorBoard drops what is later.
     """
     self.close()
+    if not self._writes:
+      return
     self._path.touch()
     with self._path.open('r+b') as file:
       # Never longer: a log that someone has cut is not filled up with zeros.
@@ -47,6 +52,8 @@ class Monitor:
 
   def position(self) -> int:
     """Bytes in metrics.jsonl."""
+    if not self._writes:
+      return 0
     self._file.flush()
     return self._path.stat().st_size
 
@@ -61,6 +68,8 @@ class Monitor:
       global_step: steps taken in all phases, TensorBoard's axis.
       values: numbers by name.
     """
+    if not self._writes:
+      return
     record = {'stage': stage, 'step': step, **values}
     self._file.write(json.dumps(record) + '\n')
     for name, value in values.items():

@@ -15,6 +15,7 @@ from cbkd_jax import (
   models,
   objectives,
   prediction,
+  processes,
   workdir,
 )
 from cbkd_jax.blocks import Network, Variables
@@ -41,6 +42,8 @@ def save(
   checkpoints.write_variables(directory / 'weights', variables)
   student = exp.student
   predictor = objectives.parse(exp.stages[-1].objective).predictor
+  if not processes.is_first():
+    return
   workdir.write_json(
     directory / 'model.json',
     {

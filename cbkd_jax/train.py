@@ -27,6 +27,7 @@ def main() -> None:
     experiment,
     listing,
     preemption,
+    processes,
     summary,
     training,
   )
@@ -42,6 +43,9 @@ def main() -> None:
     data.check_name(values['data']['name'], values['data']['dir'])
     summary.show_plan(experiment.build(values), console)
     return
+  command.join_processes()
+  if not processes.is_first():
+    console.quiet = True
   interrupted = preemption.listen()
   training.train_and_evaluate(
     values,
@@ -55,6 +59,7 @@ def main() -> None:
 
 if __name__ == '__main__':
   command.define_config()
+  command.define_processes()
   flags.DEFINE_string('workdir', None, 'Where the run is kept.')
   flags.DEFINE_bool('list', False, 'Print everything that has a name.')
   flags.DEFINE_bool('dry_run', False, 'Print the plan; needs no data.')

@@ -6,6 +6,7 @@ without TensorFlow. What happens to the images in a training step is in
 `augment.py`, the order in which they come in `sampler.py`.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,12 @@ class Split:
   def __len__(self) -> int:
     return len(self.labels)
 
-  def first(self, count: int) -> np.ndarray:
-    """The first images, uint8 [at most count, height, width, channels]."""
-    return self.images[:count]
+  def batches(
+    self, positions: Iterable[np.ndarray]
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels at arrays of positions, `[..., height, ...]`."""
+    for chosen in positions:
+      yield self.images[chosen], self.labels[chosen]
 
 
 @dataclass(frozen=True)
