@@ -12,7 +12,7 @@ from typing import IO, Any
 from cbkd_jax.errors import UserError
 
 # Fields that change no number of a run: they may differ when it is resumed.
-_FREE_FIELDS = ('compilation_cache',)
+_FREE_FIELDS = ('compilation_cache', 'data.workers')
 
 _MARK = '.begun'  # stands beside phases that are being copied
 

@@ -92,7 +92,8 @@ def get_config() -> ConfigDict:
         'model': 1,
       },
       # Training steps in one call of the device; None: 1 on CPU (loops
-      # around convolutions are slow there), 100 elsewhere.
+      # around convolutions are slow there), 100 elsewhere, fewer where their
+      # images are streamed and large.
       'steps_per_call': placeholder(int),
       # Bit-identical results on GPUs too, slower.
       'deterministic': False,

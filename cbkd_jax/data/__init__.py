@@ -135,6 +135,7 @@ def stream(
   resize: int,
   crop: str,
   crop_area: float,
+  workers: int,
   expected_classes: int | None,
   image_shape: tuple[int, int, int],
   expected_train_size: int | None,
@@ -150,6 +151,7 @@ def stream(
     resize: as in `load`.
     crop: 'none', or 'random_resized', see `Streamed`.
     crop_area: the least area of a random crop, as a fraction of the image's.
+    workers: processes that read; 0: threads of this process.
     expected_classes: as in `load`.
     image_shape: (height, width, channels) that images have, or are cropped
       and scaled to.
@@ -189,8 +191,9 @@ def stream(
       resize=resize,
       crop=crop,
       crop_area=crop_area,
+      workers=workers,
     )
-    found.first(1)  # Reading it is the check.
+    found.read(np.arange(1))  # Reading it is the check.
     return found
 
   return Dataset(

@@ -11,9 +11,11 @@ Reader processes import this module and what it imports: nothing here may need
 JAX.
 """
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from typing import Any
@@ -45,6 +47,7 @@ class Streamed:
     crop: 'none'; or 'random_resized', in training a random part scaled to
       `image_shape`, in evaluation the centre.
     crop_area: the least area of a random part, as a fraction of the image's.
+    workers: processes that read; 0: threads of this process.
   """
 
   source: Any
@@ -56,20 +59,33 @@ class Streamed:
   resize: int
   crop: str
   crop_area: float
+  workers: int
 
   def __len__(self) -> int:
     return self.size
 
-  def first(self, count: int) -> np.ndarray:
-    """The first images as evaluation sees them.
+  def batches(
+    self, positions: Iterable[np.ndarray]
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels at arrays of positions, as evaluation sees them.
 
     Args:
-      count: how many; no more than there are.
+      positions: in the split, [...].
 
-    Returns:
-      uint8 [at most count, height, width, channels].
+    Yields:
+      (images uint8 [..., height, width, channels], labels int32 [...]).
+
+    Raises:
+      UserError: as `read` does, or a reader process has died.
     """
-    return self.read(np.arange(min(count, self.size)))[0]
+    chosen = Chosen(self, tuple(positions))
+    if len(chosen) == 1:  # for which nobody need be called
+      yield _pair(chosen[0])
+      return
+    iterator = read_ahead(chosen, workers=self.workers)
+    with contextlib.closing(iterator):
+      for _ in range(len(chosen)):
+        yield next_batch(iterator)
 
   def read(
     self,
@@ -140,23 +156,44 @@ class Streamed:
 
 
 @dataclass(frozen=True)
-class Stream:
-  """One process's share of every batch, by the batch's number, for Grain.
+class Chosen:
+  """Batches of given examples, for Grain.
 
-  A batch and not an example is what Grain counts: records that are read
-  together cost a fraction of single ones.
+  Grain counts batches here, not examples: records that are read together cost
+  a fraction of single ones.
 
   Attributes:
-    split: what is read.
-    seed: of the phase's order and of random crops; None: evaluation, every
-      example once, in order, the last one again where a batch is not full.
-    batch_size: slots of a batch over all processes together.
-    slots: those that are read here, int [local slots], below `batch_size`.
-    steps: batches.
+    split: what is read, as evaluation sees it.
+    positions: of each batch in the split, [...].
   """
 
   split: Streamed
-  seed: int | None
+  positions: tuple[np.ndarray, ...]
+
+  def __len__(self) -> int:
+    return len(self.positions)
+
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    ids = self.positions[step]
+    images, labels = self.split.read(ids.ravel())
+    shape = (*ids.shape, *images.shape[1:])
+    return {'image': images.reshape(shape), 'label': labels.reshape(ids.shape)}
+
+
+@dataclass(frozen=True)
+class Stream:
+  """One process's share of a phase's batches, in their order, for Grain.
+
+  Attributes:
+    split: what is read, as training sees it.
+    seed: of the phase's order and of random crops.
+    batch_size: examples of a batch over all processes together.
+    slots: places in a batch that are read here, int [local slots].
+    steps: batches of the phase.
+  """
+
+  split: Streamed
+  seed: int
   batch_size: int
   slots: np.ndarray
   steps: int
@@ -166,46 +203,39 @@ class Stream:
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     positions = int(step) * self.batch_size + self.slots.astype(np.int64)
-    if self.seed is None:
-      ids = np.minimum(positions, len(self.split) - 1)
-      images, labels = self.split.read(ids)
-    else:
-      ids = sampler.at(self.seed, len(self.split), positions)
-      images, labels = self.split.read(ids, self.seed, positions)
+    ids = sampler.at(self.seed, len(self.split), positions)
+    images, labels = self.split.read(ids, self.seed, positions)
     return {'image': images, 'label': labels}
 
 
-def batches(
-  stream: Stream, *, first_step: int, workers: int, ahead: int
+def read_ahead(
+  source: Chosen | Stream, *, workers: int, first_step: int = 0, ahead: int = 1
 ) -> Any:
   """Starts reading.
 
   Args:
-    stream: what to read.
-    first_step: the batch to begin with.
+    source: the batches.
     workers: reader processes; 0: threads of this process.
-    ahead: batches that are read before they are asked for, at least 1.
+    first_step: the batch to begin with.
+    ahead: batches that are read before they are asked for, at least.
 
   Returns:
-    A Grain iterator of {'image': uint8 [local slots, height, width, channels],
-    'label': int32 [local slots]}, which ends with the stream. `get_state` and
-    `set_state` are Grain's; `close()` ends the readers. An error of the
-    readers comes out of `next`: a UserError of `Streamed.read`, or, where a
-    process has died, a RuntimeError, see `next_batch`.
+    A Grain iterator for `next_batch`, which ends with the source. `get_state`
+    and `set_state` are Grain's; `close()` ends the readers.
   """
   import cv2
   import grain
 
   if not flags.FLAGS.is_parsed():  # in another program than our commands
     flags.FLAGS.mark_as_parsed()
-  workers = min(workers, max(1, stream.steps - first_step))
+  workers = min(workers, max(1, len(source) - first_step))
   # One thread per processor, over all readers: decoding lets go of the GIL.
   threads = min(_MOST_THREADS, (os.cpu_count() or 1) // max(1, workers))
   threads = max(1, threads)
   buffered = max(threads, -(-ahead // max(1, workers)))
   # Threads of its own would only stand in the way of ours.
   cv2.setNumThreads(0)
-  data = grain.MapDataset.source(stream)[first_step:].to_iter_dataset(
+  data = grain.MapDataset.source(source)[first_step:].to_iter_dataset(
     grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered)
   )
   if workers:
@@ -217,7 +247,7 @@ def batches(
 
 
 def next_batch(iterator: Any) -> tuple[np.ndarray, np.ndarray]:
-  """The next of `batches`, as (images, labels).
+  """The next batch of `read_ahead`, as (images, labels).
 
   Raises:
     UserError: a record can't be read, or a reader process has died.
@@ -229,6 +259,10 @@ def next_batch(iterator: Any) -> tuple[np.ndarray, np.ndarray]:
       f'data.workers: a reader process has ended: {" ".join(str(e).split())}; '
       'fewer of them need less memory'
     ) from e
+  return _pair(batch)
+
+
+def _pair(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   return batch['image'], batch['label']
 
 
