@@ -1,7 +1,7 @@
 """What each call of the train step is given: rows of a split, or its images."""
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
@@ -70,7 +70,7 @@ def waiting(share: float) -> str | None:
   if share <= _MUCH:
     return None
   return (
-    f'waited for images {share:.0%} of the time: the input is the limit, not '
+    f'waited for images {100 * share:.0f} % of the time: the input is the limit, not '
     'the device; see data.workers'
   )
 
@@ -146,6 +146,7 @@ class _Images:
     self._thread = ThreadPoolExecutor(1)
     self._next: Future | None = None
     self._lost, self._since = 0.0, None
+    self._closed = False
 
   def draw(self, first_step: int, steps: int, busy: Any = None) -> Drawn:
     began = time.monotonic()
@@ -168,6 +169,8 @@ class _Images:
     rows = self._rows.own(first_step, steps)
     images = labels = None
     for step in range(steps):
+      if self._closed:
+        raise CancelledError
       batch = streaming.next_batch(self._iterator)
       if images is None:
         images, labels = (
@@ -185,5 +188,6 @@ class _Images:
     return self._lost / max(time.monotonic() - self._since, 1e-9)
 
   def close(self) -> None:
+    self._closed = True
     self._thread.shutdown(cancel_futures=True)
     self._iterator.close()

@@ -7,7 +7,7 @@ import json
 import pytest
 import tiny_run
 
-from cbkd_jax import finished_run
+from cbkd_jax import feed, finished_run
 from cbkd_jax.errors import Preempted
 
 MOMENTS = {'data__mean': (0.3,), 'data__std': (0.35,)}
@@ -50,7 +50,9 @@ def test_a_streamed_run_is_the_resident_one(runs):
   assert found['student']['accuracy'] == two['student']['accuracy']
 
 
-def test_a_streamed_run_goes_on_where_it_was_stopped(runs, tmp_path):
+def test_a_streamed_run_goes_on_where_it_was_stopped(
+  runs, tmp_path, monkeypatch
+):
   home, _, whole = runs
   # Within the teacher's training and within the student's; each session asks
   # before each phase and before each step.
@@ -60,6 +62,12 @@ def test_a_streamed_run_goes_on_where_it_was_stopped(runs, tmp_path):
       tiny_run.run(
         tmp_path / 'run', STREAM, interrupted=functools.partial(next, answers)
       )
-  found = tiny_run.run(tmp_path / 'run', STREAM)
+  # Whatever the wait, it is told of.
+  monkeypatch.setattr(feed, '_MUCH', -1)
+  console = tiny_run.console()
+  found = tiny_run.run(tmp_path / 'run', STREAM, console=console)
   assert metrics(tmp_path / 'run') == metrics(home / 'stream')
   assert found['student'] == whole['student']
+  said = console.file.getvalue()
+  assert said.count('the input is the limit') == 1
+  assert 'joint_inherited: waited for images ' in said
