@@ -22,10 +22,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import cbkd_jax
 from cbkd_jax import (
-  checkpoints,
   errors,
   evaluation,
   phases,
+  restoring,
   student,
   summary,
   training,
@@ -124,7 +124,7 @@ def _state(directory, phase):
   metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(
     path / 'state'
   )
-  tree = checkpoints.restore_tree(path / 'state', metadata.item_metadata.tree)
+  tree = restoring.restore_tree(path / 'state', metadata.item_metadata.tree)
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return int(path.name), {
     '/'.join(k.key for k in key): np.asarray(leaf) for key, leaf in leaves
