@@ -39,10 +39,15 @@ class PhaseCheckpoints:
     directory: of the phase; is made if need be.
     read_only: nothing is made, and what is half-written is not cleared away:
       the phase may be another process's. Waits for no other process.
+
+  Attributes:
+    half_written: (step, directory) of each write that died half-way. They are
+      no checkpoints: `latest` doesn't know them.
   """
 
   def __init__(self, directory: Path, read_only: bool = False):
     self._directory = directory.absolute()
+    self.half_written = _half_written(self._directory)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=1,
       create=not read_only,
@@ -114,6 +119,21 @@ class PhaseCheckpoints:
     """Waits for what is being written."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def _half_written(directory: Path) -> tuple[tuple[int, Path], ...]:
+  """What orbax has begun to write and not marked as whole.
+
+  On a disk it lacks its final name, in a bucket a file that is written last.
+  """
+  if not directory.is_dir():
+    return ()
+  found = []
+  for path in directory.iterdir():
+    step = path.name.partition('.')[0]
+    if step.isdigit() and ocp.utils.is_tmp_checkpoint(path):
+      found.append((int(step), path))
+  return tuple(sorted(found))
 
 
 def _types() -> ocp.type_handlers.TypeHandlerRegistry:
