@@ -104,6 +104,14 @@ def run_phase(
     raise Preempted(f'{name}: not begun; what was done before is saved')
   directory = run.directory / name
   with contextlib.closing(checkpoints.PhaseCheckpoints(directory)) as saved:
+    for at, path in saved.half_written:
+      run.monitor.console.print(
+        f'{name}: ignored a half-written checkpoint (step {at}): {path}',
+        style='yellow',
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+      )
     progress = {'clock': {}, 'metrics_position': run.position, 'results': None}
     if saved.latest() is not None:
       progress = saved.progress()
