@@ -54,7 +54,7 @@ class PhaseCheckpoints:
       cleanup_tmp_directories=not read_only,
       **({'multiprocessing_options': alone()} if read_only else {}),
     )
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
       self._directory,
       options=options,
       item_handlers={
@@ -119,6 +119,18 @@ class PhaseCheckpoints:
     """Waits for what is being written."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+class _Manager(ocp.CheckpointManager):
+  """Leaves it to the run to ask JAX whether preempted processes are to stop.
+
+  JAX keeps one counter and gives one answer: orbax, asking with the steps of a
+  phase, would take the answer from `preemption`, which asks in every step.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
 
 
 def _half_written(directory: Path) -> tuple[tuple[int, Path], ...]:
