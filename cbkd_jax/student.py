@@ -10,6 +10,7 @@ import numpy as np
 
 from cbkd_jax import (
   blocks,
+  buckets,
   checkpoints,
   compression,
   models,
@@ -123,7 +124,7 @@ def load_student(
   """The student of a finished run.
 
   Args:
-    directory: the run's workdir.
+    directory: the run's workdir; may be in a bucket.
 
   Returns:
     A compiled function from images, uint8 `[batch, height, width, channels]`
@@ -133,7 +134,9 @@ def load_student(
   Raises:
     UserError: the workdir has no finished student.
   """
-  network, variables, augmentation = read(Path(directory) / 'student')
+  network, variables, augmentation = read(
+    buckets.path(directory, 'directory') / 'student'
+  )
 
   @jax.jit
   def logits(images: jax.Array) -> jax.Array:
