@@ -5,13 +5,13 @@ import threading
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from cbkd_jax import cache, placement, step
 from cbkd_jax.blocks import Tree
 from cbkd_jax.command import IN_THE_BACKGROUND
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.experiment import Experiment
-from cbkd_jax.replicas import Replicas
 from cbkd_jax.spec import StepSpec
 from cbkd_jax.stages import Stage
 
@@ -40,7 +40,9 @@ def begin(
   """
   phases = ['teacher', *(stage.name for stage in experiment.stages)]
   following = experiment.stages[phases.index(phase) :][:1]
-  if not following:
+  # Of several processes all must compile the same; each for itself guesses
+  # what will fit.
+  if not following or jax.process_count() > 1:
     return None
   thread = threading.Thread(
     target=_compile,
@@ -103,18 +105,15 @@ def compile_phase(
     jax.ShapeDtypeStruct((examples,), np.int32),
     on_device,
   )
-  same = (
-    _everywhere(tree, replicas)
-    for tree in (state, spec.unshared(teacher), data)
+  step.compiled_train(spec, replicas).compiled(
+    jax.tree.map(replicas.shape, state),
+    jax.tree.map(replicas.shape, spec.unshared(teacher)),
+    _placed(data, replicas.everywhere),
+    _placed(own, replicas.shares),
   )
-  step.compiled_train(spec, replicas).compiled(*same, own)
 
 
-def _everywhere(tree: Tree, replicas: Replicas) -> Tree:
-  """Shapes with the sharding that `Replicas.put` gives."""
+def _placed(tree: Tree, sharding: NamedSharding) -> Tree:
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=replicas.everywhere
-    ),
-    tree,
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
   )

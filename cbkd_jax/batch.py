@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cbkd_jax import storage, supply
+from cbkd_jax import collectives, storage, supply
 from cbkd_jax.blocks import Variables
 from cbkd_jax.data import flips, mixing
 from cbkd_jax.data.augment import augment
 from cbkd_jax.objectives.method import published_epoch
-from cbkd_jax.replicas import AXIS
 from cbkd_jax.spec import StepSpec
 from cbkd_jax.state import TrainState
 from cbkd_jax.storage import Rows
@@ -30,6 +29,18 @@ class Resident(NamedTuple):
   images: jax.Array
   labels: jax.Array
   cache: Rows | None = None
+
+
+class Examples(NamedTuple):
+  """Images and labels as they are, a replica's share of a split.
+
+  Attributes:
+    images: uint8 `[local_batch, height, width, channels]`.
+    labels: int32 `[local_batch]`.
+  """
+
+  images: jax.Array
+  labels: jax.Array
 
 
 class Drawn(NamedTuple):
@@ -77,7 +88,8 @@ def make_batch(
   # global batch: it does not depend on how many replicas share the batch.
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   local_batch = drawn.rows.shape[0]
-  positions = jnp.arange(local_batch) + local_batch * jax.lax.axis_index(AXIS)
+  positions = jnp.arange(local_batch)
+  positions += collectives.first_position(local_batch, spec.axis)
   indices, mixed, frozen = drawn.rows, None, (None, None)
   if spec.fixed_views is None:
     x, again, mixed = _new_views(spec, state, data, indices, positions, rng)
@@ -117,7 +129,7 @@ def _new_views(
   def show(indices, positions, rng, second=False):
     mirrored = None
     if spec.augmentation.alternating_flip:
-      batch_size = len(positions) * jax.lax.axis_size(AXIS)
+      batch_size = collectives.global_size(len(positions), spec.axis)
       mirrored = flips.alternating(
         jax.random.wrap_key_data(state.rng),
         state.step,
@@ -134,7 +146,8 @@ def _new_views(
   if spec.augmentation.mixes:
     # A partner's image is made anew, as its own slot shows it: it may be
     # another replica's.
-    partners = mixing.partners(rng, indices, positions, AXIS)
+    everyone = collectives.gather(indices, spec.axis)
+    partners = mixing.partners(rng, everyone, positions)
     weights, share = mixing.weights(rng, spec.augmentation, *x.shape[1:3])
     x = mixing.mix(x, show(*partners, rng), weights)
     mixed = data.labels[partners.indices], share

@@ -18,10 +18,10 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from cbkd_jax import batch, step, storage
+from cbkd_jax import batch, collectives, step, storage
 from cbkd_jax.blocks import Variables
 from cbkd_jax.errors import Preempted
-from cbkd_jax.replicas import AXIS, Replicas, spmd
+from cbkd_jax.replicas import Replicas, spmd
 from cbkd_jax.spec import StepSpec
 from cbkd_jax.step import Drawn, Resident, TrainState
 from cbkd_jax.storage import Layout, Rows
@@ -163,16 +163,16 @@ def fill(
     fresh = len(rows) - max(0, int(rows[-1]) - plan.rows + 1)
     # The last batch is filled up with its last row, dropped below.
     rows = np.minimum(rows, plan.rows - 1).astype(np.int32)
-    out, errors = run(state, teacher, data, rows.reshape(count, local))
+    rows = rows.reshape(count, local)[list(replicas.own)]
+    out, errors = run(state, teacher, data, replicas.put_shares(rows))
     if found is None:
       found = jax.tree.map(
-        lambda x: np.empty((plan.rows, *x.shape[2:]), x.dtype), out
+        lambda x: np.empty((plan.rows, *x.shape[1:]), x.dtype), out
       )
     end = start + fresh
     for whole, part in zip(jax.tree.leaves(found), jax.tree.leaves(out)):
-      part = np.asarray(part)
-      whole[start:end] = part.reshape(-1, *part.shape[2:])[:fresh]
-    errors = np.asarray(errors, np.float64).reshape(-1, 2)[:fresh].sum(0)
+      whole[start:end] = np.asarray(part)[:fresh]
+    errors = np.asarray(errors, np.float64)[:fresh].sum(0)
     changed, size = changed + errors[0], size + errors[1]
   if place == 'device':
     found = jax.block_until_ready(replicas.put(found))
@@ -186,7 +186,7 @@ def compiled_fill(
 ) -> Callable[..., tuple[Rows, jax.Array]]:
   """`(state, teacher, data, rows [devices, local_batch]) -> (rows, errors)`.
 
-  The rows' arrays and `errors` begin with `[devices, local_batch]`; an error
+  The rows' arrays and `errors` begin with `[devices * local_batch]`; an error
   is the pair (sum of squares of what rounding changes in a row's maps, sum of
   squares of the maps).
   """
@@ -203,9 +203,9 @@ def compiled_fill(
         pair = before - back[i].astype(jnp.float32), before
         sums = [jnp.sum(x**2, axis=(1, 2, 3)) for x in pair]
         errors += jnp.stack(sums, -1)
-    return kept, errors
+    return collectives.gather((kept, errors), spec.axis)
 
-  return spmd(one, replicas, replicated=3, summed=False)
+  return spmd(one, replicas, replicated=3)
 
 
 @functools.cache
@@ -235,7 +235,8 @@ def _used_leaves(spec: StepSpec) -> tuple[int, ...]:
     made = step.make_batch(spec, state, teacher, data, Drawn(rows))
     return step.loss(spec, state, teacher, made._replace(frozen=pair))
 
-  trace = jax.make_jaxpr(run, axis_env=[(AXIS, setting.replicas)])
+  axes = [] if spec.axis is None else [(spec.axis, setting.replicas)]
+  trace = jax.make_jaxpr(run, axis_env=axes)
   jaxpr = trace(
     (frozen, frozen if again else None),
     step.state_shapes(spec),

@@ -6,7 +6,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -15,6 +15,12 @@ from cbkd_jax import config, errors
 
 # The name of threads whose work nobody needs once the command ends.
 IN_THE_BACKGROUND = 'in the background'
+
+_CODES = {
+  errors.UserError: errors.EXIT_USAGE,
+  errors.NonFiniteLossError: errors.EXIT_NON_FINITE,
+  errors.Preempted: errors.EXIT_PREEMPTED,
+}
 
 # --help shows a command's own flags; --config, defined here, is one of them.
 flags.disclaim_key_flags()
@@ -32,8 +38,8 @@ def run(main: Callable[[], Any]) -> None:
   """Parses the flags, runs `main` and ends the process.
 
   Exit codes: 0 done, 1 a fault of ours, 2 wrong usage or input, 3 a
-  non-finite loss, 75 stopped by a signal and saved. For 2, 3 and 75 there is
-  one line on stderr.
+  non-finite loss, 4 the other processes can't be reached, 75 stopped by a
+  signal and saved. For all but 0 and 1 there is one line on stderr.
   """
 
   def guarded(argv: Sequence[str]) -> None:
@@ -42,15 +48,13 @@ def run(main: Callable[[], Any]) -> None:
     logging.set_verbosity(logging.ERROR)
     try:
       main()
-    except errors.UserError as error:
-      _fail(errors.EXIT_USAGE, error)
-    except errors.NonFiniteLossError as error:
-      _fail(errors.EXIT_NON_FINITE, error)
-    except errors.Preempted as error:
-      _fail(errors.EXIT_PREEMPTED, f'{error}; the same command goes on')
+    except Exception as error:
+      _end(error)
     except KeyboardInterrupt:
       # The second Ctrl-C, or one that came before anything was to be saved.
       _fail(errors.EXIT_PREEMPTED, 'interrupted; what was saved is kept')
+    else:
+      _part()
 
   sys.unraisablehook = _unraisable
   warnings.showwarning = _warn
@@ -66,19 +70,96 @@ def run(main: Callable[[], Any]) -> None:
     raise
 
 
+def _end(error: Exception) -> NoReturn:
+  """Ends the command as its error wants it.
+
+  Raises:
+    SystemExit: with the error's exit code.
+    Exception: the error itself, a fault of ours.
+  """
+  processes = _processes()
+  if isinstance(error, errors.Unreachable):
+    _fail(errors.EXIT_UNREACHABLE, error, at_once=True)
+  if processes and processes.is_lost(error):
+    _fail(errors.EXIT_UNREACHABLE, processes.lost(), at_once=True)
+  code = next((c for kind, c in _CODES.items() if isinstance(error, kind)), 1)
+  if code == 1:
+    if processes:  # the others wait for this one: let them see that it is gone
+      traceback.print_exc()
+      _at_once(1)
+    raise error
+  message = error
+  if code == errors.EXIT_PREEMPTED:
+    message = f'{error}; the same command goes on'
+  if not processes:
+    _fail(code, message)
+  if isinstance(error, errors.UserError) and error.alone:
+    _fail(code, message, at_once=True)
+  # All processes end like this one: the first says why.
+  if processes.is_first():
+    _say(message)
+  _part()
+  sys.exit(code)
+
+
+def _processes() -> Any:
+  """The module `processes` if this process is one of several."""
+  module = sys.modules.get('cbkd_jax.processes')
+  return module if module and module.joined() else None
+
+
+def _part() -> None:
+  """Takes leave of the other processes, which all do so now."""
+  if processes := _processes():
+    processes.leave()
+
+
+def _at_once(code: int) -> NoReturn:
+  """Ends the process without waiting for any thread or other process."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
 def _leave(code: Any) -> None:
   """Ends the process at once if something still compiles in it.
 
   XLA can't be stopped: an ordinary end would wait for it, or crash in it.
   """
   if _busy():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    _at_once(code if isinstance(code, int) else int(code is not None))
 
 
 def _busy() -> bool:
   return any(t.name == IN_THE_BACKGROUND for t in threading.enumerate())
+
+
+def define_processes() -> None:
+  """Defines the flags of a command that several processes run together."""
+  flags.DEFINE_string(
+    'coordinator',
+    None,
+    'Of several processes: HOST:PORT of process 0. Not needed where JAX finds '
+    'out by itself: TPU pods, Slurm, Open MPI, GKE.',
+  )
+  flags.DEFINE_integer('processes', None, 'How many processes there are.')
+  flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.')
+  flags.DEFINE_integer(
+    'join_timeout', 300, 'Seconds to wait for the other processes.'
+  )
+
+
+def join_processes() -> None:
+  """Joins the processes that the flags, or the cluster, speak of."""
+  from cbkd_jax import processes  # with JAX, so not for --help
+
+  values = flags.FLAGS
+  processes.join(
+    values.coordinator,
+    values.processes,
+    values.process_id,
+    values.join_timeout,
+  )
 
 
 def require(**values: Any) -> None:
@@ -169,9 +250,15 @@ def _config_argument(argv: Sequence[str]) -> str:
   return '--config'
 
 
-def _fail(code: int, message: Any) -> None:
-  print(f'error: {_line(message)}', file=sys.stderr)
+def _fail(code: int, message: Any, at_once: bool = False) -> NoReturn:
+  _say(message)
+  if at_once:
+    _at_once(code)
   sys.exit(code)
+
+
+def _say(message: Any) -> None:
+  print(f'error: {_line(message)}', file=sys.stderr)
 
 
 def _line(message: Any) -> str:

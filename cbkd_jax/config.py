@@ -76,6 +76,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   'steps_per_call': (_count, 'an integer of at least 1, or None'),
   'checkpoint_every_steps': (_count, 'an integer of at least 1'),
   'log_every_steps': (_count, 'an integer of at least 1'),
+  'mesh.data': (_count, 'an integer of at least 1, or None'),
+  'mesh.model': (_count, 'an integer of at least 1'),
   'cache.views': (_from_zero_count, 'an integer of at least 0'),
   'cache.limit_mib': (_above_zero, 'a number above 0, or None'),
   'data.classes': (
@@ -106,7 +108,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 _CHOICES = {
   'order': ORDERS,
   'compute_dtype': ('float32', 'bfloat16'),
-  'spmd': ('pmap', 'shard_map'),
+  'spmd': ('pmap', 'shard_map', 'jit'),
   'cache.dtype': ('exact', 'bfloat16', 'uint8'),
   'cache.place': ('auto', 'device', 'host'),
 }

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 EXIT_USAGE = 2
 EXIT_NON_FINITE = 3
+EXIT_UNREACHABLE = 4
 EXIT_PREEMPTED = 75
 
 
@@ -12,11 +13,20 @@ class UserError(ValueError):
   """Wrong usage, config, data or checkpoint: one line, exit code 2.
 
   The message names the field, its value and what is allowed.
+
+  Attributes:
+    alone: whether, of several processes, only this one knows of it.
   """
+
+  alone = True
 
 
 class NonFiniteLossError(FloatingPointError):
   """A loss term became NaN or infinite: exit code 3."""
+
+
+class Unreachable(ConnectionError):
+  """The other processes can't be reached: exit code 4."""
 
 
 class Preempted(Exception):

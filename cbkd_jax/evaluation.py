@@ -7,44 +7,53 @@ import numpy as np
 from scipy import special
 
 from cbkd_jax import step
+from cbkd_jax.batch import Examples
 from cbkd_jax.blocks import Network, Variables
+from cbkd_jax.data import Split
 from cbkd_jax.data.augment import Augmentation
 
 
 def predict(
   network: Network,
   variables: Variables,
-  images: jax.Array,
+  split: Split,
   augmentation: Augmentation,
   replicas: step.Replicas,
   batch_size: int,
-) -> np.ndarray:
-  """Eval-mode logits of a whole split.
+) -> tuple[np.ndarray, np.ndarray]:
+  """Eval-mode logits of a whole split, in every process.
 
   Args:
     network: the network.
     variables: its variables, on the replicas.
-    images: uint8 `[examples, height, width, channels]`, on the replicas.
+    split: the examples, of which each process reads its devices' shares.
     augmentation: holds mean and std; nothing random happens.
     replicas: the devices.
     batch_size: examples per call over all devices, rounded up to fill them.
 
   Returns:
-    float64 `[examples, classes]`, in the split's order.
+    Logits, float64 `[examples, classes]`, and labels, int32 `[examples]`, in
+    the split's order.
   """
   run = step.compiled_forward(network, augmentation, replicas)
   devices = len(replicas.devices)
-  examples = images.shape[0]
+  examples = len(split)
   local = max(1, math.ceil(min(batch_size, examples) / devices))
   size = local * devices
-  logits = []
-  for start in range(0, examples, size):
-    # The last batch is filled up with its last example, dropped below.
-    indices = np.minimum(np.arange(start, start + size), examples - 1)
-    out = run(variables, images, indices.astype(np.int32).reshape(devices, -1))
-    out = np.asarray(out, np.float64)
-    logits.append(out.reshape(size, -1)[: examples - start])
-  return np.concatenate(logits)
+  # The last batch is filled up with its last example, dropped below.
+  batches = [
+    np.minimum(np.arange(start, start + size), examples - 1)
+    for start in range(0, examples, size)
+  ]
+  own = list(replicas.own)
+  shares = [batch.reshape(devices, local)[own] for batch in batches]
+  logits, labels = [], []
+  for share in split.batches(shares):
+    shares = replicas.put_shares(Examples(*share))
+    out, expected = jax.device_get(run(variables, shares))
+    logits.append(out.astype(np.float64))
+    labels.append(expected)
+  return np.concatenate(logits)[:examples], np.concatenate(labels)[:examples]
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -17,9 +17,11 @@ from cbkd_jax import (
   objective_checks,
   objectives,
   prediction,
+  sharding,
   stages,
   step,
 )
+from cbkd_jax import replicas as replicas_
 from cbkd_jax.blocks import Architecture, Network
 from cbkd_jax.data.augment import Augmentation, channel_stats
 from cbkd_jax.errors import UserError
@@ -105,7 +107,7 @@ class Experiment:
     setting = dataclasses.replace(
       self._setting(main.name, stage.training),
       trained=main.trained_blocks,
-      axis_name=None if local else step.AXIS,
+      axis_name=None if local else self.replicas.axis,
       preparing=stage.prepares is not None,
       prepares_blocks=any(stage.trained),
     )
@@ -129,8 +131,8 @@ class Experiment:
       steps=training.steps,
       batch_size=self.config['batch_size'],
       train_size=self.config['data']['train_size'],
-      replicas=len(self.replicas.devices),
-      axis_name=step.AXIS,
+      replicas=self.replicas.count,
+      axis_name=self.replicas.axis,
     )
 
   def spec(
@@ -144,8 +146,12 @@ class Experiment:
     if fixed_views:
       views = self.config['cache']['views']
       augmentation = augmentation.of_fixed_views(views)
+    student = self.network(stage, local)
+    if not local:
+      student = sharding.gathered(student, self.replicas)
+      teacher = teacher and sharding.gathered(teacher, self.replicas)
     return step.StepSpec(
-      student=self.network(stage, local),
+      student=student,
       teacher=teacher,
       objective=objective,
       training=stage.training,
@@ -155,6 +161,7 @@ class Experiment:
       image_shape=self.image_shape,
       sync_batch_norm=self.config['sync_batch_norm'],
       fixed_views=fixed_views,
+      axis=self.replicas.axis,
     )
 
   def fixed_views(self, stage: Stage) -> int | None:
@@ -172,16 +179,18 @@ class Experiment:
 
   def teacher_spec(self, augmentation: Augmentation) -> step.StepSpec:
     """What is static in the teacher's own training step."""
+    network = sharding.gathered(self.teacher_network, self.replicas)
     return step.StepSpec(
-      student=self.teacher_network,
+      student=network,
       teacher=None,
       objective=self.teacher_objective(),
       training=self.teacher_training,
-      trained=(True,) * len(self.teacher_network.parts),
+      trained=(True,) * len(network.parts),
       shared=0,
       augmentation=augmentation,
       image_shape=self.image_shape,
       sync_batch_norm=self.config['sync_batch_norm'],
+      axis=self.replicas.axis,
     )
 
   def rng(self, phase: str) -> jax.Array:
@@ -204,7 +213,7 @@ def build(
 
   Args:
     config: every field, as nested plain values, each checked by itself.
-    devices: default all local ones.
+    devices: default all, of all processes.
 
   Returns:
     The experiment.
@@ -213,7 +222,8 @@ def build(
     UserError: naming the field, its value and what is allowed.
   """
   data, teacher = config['data'], config['teacher']
-  axis = step.AXIS if config['sync_batch_norm'] else None
+  replicas = _replicas(config, devices or tuple(jax.devices()))
+  axis = replicas.axis if config['sync_batch_norm'] else None
   build_model = functools.partial(
     models.build,
     teacher['model'],
@@ -267,15 +277,8 @@ def build(
       "compression.init = 'slice': this teacher.model gives no wiring; "
       f'allowed: {", ".join(i for i in initialization.INITS if i != "slice")}'
     )
-  devices = devices or tuple(jax.local_devices())
-  if config['batch_size'] % len(devices):
-    raise UserError(
-      f'batch_size = {config["batch_size"]}: must be a multiple of the '
-      f'number of devices, {len(devices)}'
-    )
-  per_call = config['steps_per_call'] or (
-    1 if devices[0].platform == 'cpu' else _STEPS_PER_CALL
-  )
+  on_cpu = replicas.devices[0].platform == 'cpu'
+  per_call = config['steps_per_call'] or (1 if on_cpu else _STEPS_PER_CALL)
   teacher_fields = {
     k: v
     for k, v in teacher.items()
@@ -290,7 +293,7 @@ def build(
     teacher_training=stages.training(
       teacher_fields, data['train_size'], config['batch_size']
     ),
-    replicas=step.Replicas(config['spmd'], devices),
+    replicas=replicas,
     pace=Pace(
       batch_size=config['batch_size'],
       per_call=per_call,
@@ -301,6 +304,35 @@ def build(
   objective_checks.check(experiment)
   _check_cache(experiment)
   return experiment
+
+
+def _replicas(
+  config: Mapping[str, Any], devices: tuple[Any, ...]
+) -> step.Replicas:
+  """The devices, as the config wants them used."""
+  count, spmd = len(devices), config['spmd']
+  data, model = config['mesh']['data'], config['mesh']['model']
+  if model > 1 and spmd != 'jit':
+    raise UserError(
+      f"mesh.model = {model}: must be 1 with spmd = {spmd!r}; only 'jit' "
+      'divides arrays'
+    )
+  if (count // model if data is None else data) * model != count:
+    raise UserError(
+      f'mesh.data = {data}, mesh.model = {model}: their product must be the '
+      f'number of devices, {count}'
+    )
+  if spmd == 'jit' and not config['sync_batch_norm']:
+    raise UserError(
+      "sync_batch_norm = False: must be True with spmd = 'jit', whose program "
+      'sees the whole batch'
+    )
+  if config['batch_size'] % count:
+    raise UserError(
+      f'batch_size = {config["batch_size"]}: must be a multiple of the '
+      f'number of devices, {count}'
+    )
+  return step.Replicas(spmd, replicas_.in_order(devices, spmd, model), model)
 
 
 def _check_cache(experiment: Experiment) -> None:

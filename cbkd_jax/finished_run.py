@@ -79,19 +79,18 @@ def evaluate(
     fields = {**fields, 'dir': data_dir}
   dataset = experiment.load_data({**values, 'data': fields})
   devices = devices or tuple(jax.local_devices())
-  replicas = step.Replicas(values['spmd'], devices)
+  replicas = step.Replicas('shard_map', devices)
   size = batch_size or values['eval_batch_size']
-  images = replicas.put(dataset.test.images)
   figures, logits = {}, {}
   for name, net, trees in (
     ('teacher', teacher_network, teacher_variables),
     ('student', network, variables),
   ):
-    logits[name] = evaluation.predict(
-      net, replicas.put(trees), images, augmentation, replicas, size
+    logits[name], labels = evaluation.predict(
+      net, replicas.put(trees), dataset.test, augmentation, replicas, size
     )
     figures[name] = {
-      **evaluation.scores(logits[name], dataset.test.labels),
+      **evaluation.scores(logits[name], labels),
       **counting.total(counting.per_block(net, image_shape)),
     }
   figures['student'] |= evaluation.comparison(

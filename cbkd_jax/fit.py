@@ -96,7 +96,7 @@ def fit(
   total = spec.training.steps
   program = step.compiled_train(spec, replicas)
   rate = learning_rate_fn(spec.training)
-  devices = len(replicas.devices)
+  devices, own = len(replicas.devices), list(replicas.own)
   # Two collective programs at a time can starve each other of threads on
   # virtual CPU devices; on a single one there is nothing to gain.
   waits = replicas.devices[0].platform == 'cpu'
@@ -153,8 +153,9 @@ def fit(
         spec.fixed_views,
       )
       rows = rows.reshape(end - done, devices, -1).swapaxes(0, 1)
-      rows = np.ascontiguousarray(rows)
+      rows = np.ascontiguousarray(rows[own])
       drawn = kept.draw(spec, rows) if kept else step.Drawn(rows)
+      drawn = replicas.put_shares(drawn)
       if end - done not in compiled:
         waited = time.monotonic()
         compiled[end - done] = program.compiled(state, teacher, train, drawn)

@@ -116,7 +116,8 @@ def prepare(
   )
   state = step.create_train_state(spec, student, teacher, jax.random.key(0))
   rest = spec.unshared(teacher)
-  state, rest, data = (replicas.put(t) for t in (state, rest, data))
+  state, rest = replicas.divide((state, rest))
+  data = replicas.put(data)
   if cache_dtype is not None:
     plan = cache.plan(spec, cache_dtype, examples)
     kept = cache.fill(
@@ -134,14 +135,16 @@ def prepare(
   rows = spec.fixed_views * examples if spec.fixed_views else examples
   shape = devices, per_call, batch_size // devices
   batches = [
-    step.Drawn(random.integers(0, rows, shape, np.int32)) for _ in range(8)
+    replicas.put_shares(step.Drawn(random.integers(0, rows, shape, np.int32)))
+    for _ in range(8)
   ]
   program = step.compiled_train(spec, replicas)
   spent = program.compile_seconds
   call = program.compiled(state, rest, data, batches[0])
   spent = program.compile_seconds - spent
+  first = np.asarray(batches[0].rows)[:, :1]
   single = program.compiled(
-    state, rest, data, step.Drawn(np.ascontiguousarray(batches[0].rows[:, :1]))
+    state, rest, data, replicas.put_shares(step.Drawn(first))
   )
   return Subject(spec, call, single, state, rest, data, batches, spent)
 

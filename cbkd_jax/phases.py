@@ -18,14 +18,18 @@ from cbkd_jax import (
   evaluation,
   placement,
   prediction,
+  processes,
+  sharding,
   step,
 )
 from cbkd_jax.blocks import Variables
+from cbkd_jax.data import Dataset, Split
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 from cbkd_jax.experiment import Experiment
 from cbkd_jax.fit import Clock, finish, fit
 from cbkd_jax.monitoring import Monitor
+from cbkd_jax.replicas import Replicas
 
 
 @dataclasses.dataclass
@@ -39,8 +43,8 @@ class Run:
     interrupted: whether a signal has arrived.
     augmentation: of the train split.
     train: the train split, on the devices.
-    splits: the splits to report on, 'test' first, on the devices.
-    labels: their labels.
+    dataset: the data.
+    splits: the splits to report on, 'test' first.
     teacher: its variables, once they are there.
     teacher_logits: of each split, once they were needed.
     steps_before: steps of the phases that are done.
@@ -52,9 +56,9 @@ class Run:
   monitor: Monitor
   interrupted: Callable[[], bool]
   augmentation: Augmentation
+  dataset: Dataset
   train: step.Resident
-  splits: dict[str, jax.Array]
-  labels: dict[str, np.ndarray]
+  splits: dict[str, Split]
   teacher: Variables | None = None
   teacher_logits: dict[str, np.ndarray] = dataclasses.field(
     default_factory=dict
@@ -119,7 +123,7 @@ def run_phase(
       found = _train(run, name, spec, start, teacher, previous, saved, progress)
   run.position = progress['metrics_position']
   run.steps_before += progress['results']['steps']
-  return jax.device_get(found), progress['results']
+  return run.experiment.replicas.fetch(found), progress['results']
 
 
 def _read(
@@ -158,7 +162,7 @@ def _train(
   if saved.latest() is None:
     state = step.create_train_state(spec, start(False), teacher, rng, previous)
   else:
-    state = _restore(spec, start(True), saved)
+    state = _restore(spec, start(True), saved, exp.replicas)
   clock = Clock(**progress['clock'])
   total = spec.training.steps
   run.monitor.open(
@@ -167,7 +171,7 @@ def _train(
   last = {'loss': None}
   kept = None
   if total:
-    state, teacher = exp.replicas.put(state), exp.replicas.put(teacher)
+    state, teacher = exp.replicas.divide((state, teacher))
     # A resumed phase goes on as it was begun: elsewhere a cache rounds
     # otherwise.
     fields = exp.config['cache']
@@ -252,6 +256,10 @@ def _keep(
   plan = cache.plan(spec, fields['dtype'], len(run.train.images))
   rows = exp.pace.per_call * exp.pace.batch_size // len(exp.replicas.devices)
   place, why = placement.choose(plan, fields, exp.replicas, rows)
+  # Of several processes the one with the least memory decides for all.
+  worst = processes.most(placement.PLACES.index(place))
+  if placement.PLACES[worst] != place:
+    place, why = placement.PLACES[worst], f'{why}, but not in every process'
   if place is None and begun:
     raise UserError(
       f'{name} was begun with a cache on the {fields["place"]}, which no '
@@ -296,30 +304,40 @@ def _restore(
   spec: step.StepSpec,
   known: Variables,
   saved: checkpoints.PhaseCheckpoints,
+  replicas: Replicas,
 ) -> step.TrainState:
-  """A phase's state in the middle; `known` holds what it doesn't train."""
+  """A phase's state in the middle; `known` holds what it doesn't train.
+
+  What is read goes to the devices at once, to each what it is to hold.
+  """
   state = step.state_shapes(spec)
   state = state._replace(
     params=(*known.params, state.params[-1]), batch_stats=known.batch_stats
+  )
+  state = jax.tree.map(
+    lambda x: replicas.shape(x) if isinstance(x, jax.ShapeDtypeStruct) else x,
+    state,
   )
   return checkpoints.tree_to_state(saved, state, spec.trained)
 
 
 def _predict(
   run: Run, network: blocks.Network, variables: Variables
-) -> dict[str, np.ndarray]:
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Each split's logits and labels."""
   exp = run.experiment
-  variables = exp.replicas.put(variables)
+  network = sharding.gathered(network, exp.replicas)
+  variables = exp.replicas.divide(variables)
   return {
     name: evaluation.predict(
       network,
       variables,
-      images,
+      split,
       run.augmentation,
       exp.replicas,
       exp.config['eval_batch_size'],
     )
-    for name, images in run.splits.items()
+    for name, split in run.splits.items()
   }
 
 
@@ -330,21 +348,22 @@ def _evaluate(
   exp = run.experiment
   head, width = exp.teacher_network.head, exp.architecture.widths[-1]
   own = state.params[-1], state.objective_state
-  logits = _predict(
+  predicted = _predict(
     run,
     prediction.network(spec.objective, spec.student, head, width),
     prediction.variables(spec.objective, state.variables, own, run.teacher),
   )
   if run.teacher is not None and not run.teacher_logits:
-    run.teacher_logits = _predict(run, exp.teacher_network, run.teacher)
+    theirs = _predict(run, exp.teacher_network, run.teacher)
+    run.teacher_logits = {name: logits for name, (logits, _) in theirs.items()}
   found = {}
-  for split, values in logits.items():
+  for split, (values, labels) in predicted.items():
     if not np.isfinite(values).all():
       raise NonFiniteLossError(
         f'{name}, step {spec.training.steps}: logits of the {split} split are '
         'not finite; the last checkpoint is kept'
       )
-    found[split] = evaluation.scores(values, run.labels[split])
+    found[split] = evaluation.scores(values, labels)
     if run.teacher_logits:
       teacher = run.teacher_logits[split]
       found[split] |= evaluation.comparison(values, teacher)

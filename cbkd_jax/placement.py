@@ -7,6 +7,8 @@ from cbkd_jax import devices
 from cbkd_jax.cache import Plan
 from cbkd_jax.replicas import Replicas
 
+PLACES = ('device', 'host', None)  # in the order of what they need of devices
+
 # Of what is free: the step itself needs memory too.
 _SHARE = 0.8
 

@@ -9,6 +9,7 @@ from cbkd_jax.blocks import Network, Variables
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.objectives import Objective
 from cbkd_jax.optimizer import make_optimizer
+from cbkd_jax.replicas import AXIS
 from cbkd_jax.stages import Training
 from cbkd_jax.storage import Layout
 
@@ -32,6 +33,7 @@ class StepSpec:
       new one in every step.
     cache: how the outputs that the phase can't change are kept; None: they
       are computed in every step. Needs `fixed_views`.
+    axis: the replicas' axis; None where a step sees the whole batch.
   """
 
   student: Network
@@ -45,6 +47,7 @@ class StepSpec:
   sync_batch_norm: bool = True
   fixed_views: int | None = None
   cache: Layout | None = None
+  axis: str | None = AXIS
 
   @property
   def frozen(self) -> int:

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbkd_jax import blocks
-from cbkd_jax.batch import Batch, Drawn, Resident, make_batch
+from cbkd_jax import blocks, collectives
+from cbkd_jax.batch import Batch, Drawn, Examples, Resident, make_batch
 from cbkd_jax.blocks import Network, Tree, Variables, View
 from cbkd_jax.data.augment import Augmentation, normalise
-from cbkd_jax.replicas import AXIS, Replicas, spmd
+from cbkd_jax.replicas import Replicas, spmd
 from cbkd_jax.spec import StepSpec
 from cbkd_jax.state import TrainState
 from cbkd_jax.views import Frozen, views
@@ -131,15 +131,15 @@ def train_step(
     trained_params
   )
   terms, objective_state, batch_stats, logits = aux
-  grads = jax.lax.pmean(grads, AXIS)
+  grads = collectives.mean(grads, spec.axis)
   accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.available['labels'])
   metrics = {'loss': value, **terms, 'accuracy': accuracy}
-  metrics = jax.lax.pmean(metrics, AXIS)
+  metrics = collectives.mean(metrics, spec.axis)
   metrics['grad_norm'] = optax.tree.norm(grads)
   if not spec.sync_batch_norm:
     # Of what is frozen too, the mean over replicas could differ by rounding.
     batch_stats = tuple(
-      jax.lax.pmean(s, AXIS) if t else s
+      collectives.mean(s, spec.axis) if t else s
       for s, t in zip(batch_stats, spec.trained)
     )
 
@@ -250,13 +250,14 @@ def train_steps(
 def forward(
   network: Network,
   augmentation: Augmentation,
+  axis: str | None,
   variables: Variables,
-  images: jax.Array,
-  indices: jax.Array,
-) -> jax.Array:
-  """Eval-mode logits `[local_batch, classes]` of `images[indices]`."""
-  x = normalise(images[indices], augmentation)
-  return blocks.logits(network, variables, x)
+  examples: Examples,
+) -> tuple[jax.Array, jax.Array]:
+  """Eval-mode logits `[batch, classes]` and the labels `[batch]`, of all."""
+  x = normalise(examples.images, augmentation)
+  logits = blocks.logits(network, variables, x)
+  return collectives.gather((logits, examples.labels), axis)
 
 
 @functools.cache
@@ -270,19 +271,21 @@ def compiled_train(
   """
   unroll = replicas.devices[0].platform == 'cpu'
   fn = functools.partial(train_steps, spec, unroll)
-  return spmd(fn, replicas, replicated=3, summed=True, donate=(0,))
+  return spmd(
+    fn, replicas, replicated=3, batch_axis=1, donate=(0,), keeps_state=True
+  )
 
 
 @functools.cache
 def compiled_forward(
   network: Network, augmentation: Augmentation, replicas: Replicas
-) -> Callable[..., jax.Array]:
-  """`(variables, images, indices [devices, local_batch]) -> logits`.
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """`(variables, examples [devices, local_batch]) -> (logits, labels)`.
 
-  Logits are `[devices, local_batch, classes]`.
+  Logits are `[devices * local_batch, classes]`, whole on every device.
   """
-  fn = functools.partial(forward, network, augmentation)
-  return spmd(fn, replicas, replicated=2, summed=False)
+  fn = functools.partial(forward, network, augmentation, replicas.axis)
+  return spmd(fn, replicas, replicated=1)
 
 
 def merge(

@@ -16,6 +16,7 @@ from cbkd_jax import (
   models,
   objectives,
   prediction,
+  processes,
   workdir,
 )
 from cbkd_jax.blocks import Network, Variables
@@ -38,6 +39,8 @@ def save(
     variables: of the folded student, with the head that it predicts with.
     augmentation: its mean and std belong to the student.
   """
+  if not processes.is_first():
+    return
   directory.mkdir(exist_ok=True)
   checkpoints.write_variables(directory / 'weights', variables)
   student = exp.student

@@ -26,6 +26,7 @@ def main() -> None:
     experiment,
     listing,
     preemption,
+    processes,
     summary,
     training,
   )
@@ -41,11 +42,18 @@ def main() -> None:
     data.check_name(values['data']['name'], values['data']['dir'])
     summary.show_plan(experiment.build(values), console)
     return
-  directory = buckets.path(flags_.workdir, '--workdir')
-  source = None
-  if flags_.from_workdir:
-    source = buckets.path(flags_.from_workdir, '--from_workdir')
+  command.join_processes()
+  if not processes.is_first():
+    console.quiet = True
   interrupted = preemption.listen()
+  directory, source = processes.together(
+    lambda: (
+      buckets.path(flags_.workdir, '--workdir'),
+      buckets.path(flags_.from_workdir, '--from_workdir')
+      if flags_.from_workdir
+      else None,
+    )
+  )
   training.train_and_evaluate(
     values,
     directory,
@@ -58,6 +66,7 @@ def main() -> None:
 
 if __name__ == '__main__':
   command.define_config()
+  command.define_processes()
   flags.DEFINE_string('workdir', None, 'Where the run is kept.')
   flags.DEFINE_bool('list', False, 'Print everything that has a name.')
   flags.DEFINE_bool('dry_run', False, 'Print the plan; needs no data.')

@@ -9,10 +9,11 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import rich.console
 
 from cbkd_jax import (
@@ -24,6 +25,7 @@ from cbkd_jax import (
   experiment,
   initialization,
   prediction,
+  processes,
   student,
   summary,
   wall,
@@ -32,6 +34,7 @@ from cbkd_jax import (
 from cbkd_jax.blocks import Variables
 from cbkd_jax.compression import fold
 from cbkd_jax.data.augment import Augmentation, normalise
+from cbkd_jax.errors import UserError
 from cbkd_jax.experiment import Experiment
 from cbkd_jax.monitoring import Monitor
 from cbkd_jax.phases import Run, Trained, run_phase
@@ -68,14 +71,58 @@ def train_and_evaluate(
   """
   wall.begin()
   config.check(values)
+  processes.check_same(
+    {
+      'config': workdir.compared(values),
+      'workdir': str(directory),
+      'from': [str(from_workdir), from_stage],
+    }
+  )
+  prepared = processes.together(
+    functools.partial(_prepare, values, directory, from_workdir, from_stage)
+  )
+  if prepared.finished:
+    console.print(f'{directory}: already finished')
+    summary.show_results(prepared.finished, console)
+    return prepared.finished
+
+  with contextlib.ExitStack() as held:
+    processes.together(
+      functools.partial(_take, values, directory, from_workdir, prepared, held)
+    )
+    # Only now, with the first process's files in it.
+    processes.together(functools.partial(_see, directory))
+    monitor = Monitor(directory, console, writes=processes.is_first())
+    held.enter_context(contextlib.closing(monitor))
+    run = _start(prepared, directory, monitor, interrupted)
+    return _run_phases(run, prepared.teacher_path)
+
+
+class _Prepared(NamedTuple):
+  """What is known before anything is written."""
+
+  experiment: Experiment
+  finished: dict[str, Any] | None = None
+  adopted: tuple[str, ...] = ()
+  dataset: data.Dataset | None = None
+  augmentation: Augmentation | None = None
+  teacher_path: Path | None = None
+
+
+def _prepare(
+  values: Mapping[str, Any],
+  directory: Path,
+  from_workdir: Path | None,
+  from_stage: str | None,
+) -> _Prepared:
+  """Checks everything; writes nothing."""
   exp = experiment.build(values)
   resumes = workdir.check_config(directory, values, config.defaults())
-  workdir.check_free(directory)
+  if processes.is_first():
+    workdir.check_free(directory)
   if (directory / 'summary.json').exists():
     found = workdir.read_json(directory / 'summary.json')
-    console.print(f'{directory}: already finished')
-    summary.show_results(found, console)
-    return found
+    return _Prepared(exp, found)
   adopted = []
   if not resumes:
     adopted = adoption.adopted_phases(exp, from_workdir, from_stage)
@@ -84,51 +131,69 @@ def train_and_evaluate(
   teacher_path = None
   if not (adopted or checkpoints.is_finished(directory / 'teacher')):
     teacher_path = adoption.check_teacher(exp)
+  return _Prepared(
+    exp, None, tuple(adopted), dataset, augmentation, teacher_path
+  )
 
-  with workdir.locked(directory):
-    # Once more: another process may have begun here meanwhile.
-    if not workdir.check_config(directory, values, config.defaults()):
-      workdir.begin(directory, values, from_workdir, adopted)
-    with contextlib.closing(Monitor(directory, console)) as monitor:
-      run = _start(exp, directory, monitor, interrupted, dataset, augmentation)
-      return _run_phases(run, dataset, teacher_path)
+
+def _take(
+  values: Mapping[str, Any],
+  directory: Path,
+  from_workdir: Path | None,
+  prepared: _Prepared,
+  held: contextlib.ExitStack,
+) -> None:
+  """Makes the workdir this run's; the first process does it for all."""
+  if not processes.is_first():
+    return
+  held.enter_context(workdir.locked(directory))
+  # Once more: another process may have begun here meanwhile.
+  if not workdir.check_config(directory, values, config.defaults()):
+    workdir.begin(directory, values, from_workdir, prepared.adopted)
+
+
+def _see(directory: Path) -> None:
+  """Refuses a workdir that is another one in each process."""
+  if not (directory / 'config.json').exists():
+    raise UserError(
+      f'workdir = {directory}: what process 0 has written there is not seen '
+      'by all; must be on a disk that all processes share, or in a bucket'
+    )
 
 
 def _start(
-  exp: Experiment,
+  prepared: _Prepared,
   directory: Path,
   monitor: Monitor,
   interrupted: Callable[[], bool],
-  dataset: data.Dataset,
-  augmentation: Augmentation,
 ) -> Run:
   """Puts the data on the devices."""
-  put = exp.replicas.put
+  exp, dataset = prepared.experiment, prepared.dataset
   splits = {'test': dataset.test}
   if dataset.validation is not None:
     splits['validation'] = dataset.validation
+  devices = exp.replicas.devices
+  among = f' in {jax.process_count()} processes' * (jax.process_count() > 1)
   monitor.console.print(
-    f'{dataset.name}: {len(dataset.train.labels):,} train, '
-    + ', '.join(f'{len(s.labels):,} {name}' for name, s in splits.items())
-    + f' examples; {len(exp.replicas.devices)} x '
-    f'{exp.replicas.devices[0].device_kind}',
+    f'{dataset.name}: {len(dataset.train):,} train, '
+    + ', '.join(f'{len(s):,} {name}' for name, s in splits.items())
+    + f' examples; {len(devices)} x {devices[0].device_kind}{among}',
     highlight=False,
   )
+  train = Resident(dataset.train.images, dataset.train.labels)
   return Run(
     experiment=exp,
     directory=directory,
     monitor=monitor,
     interrupted=interrupted,
-    augmentation=augmentation,
-    train=Resident(put(dataset.train.images), put(dataset.train.labels)),
-    splits={name: put(split.images) for name, split in splits.items()},
-    labels={name: split.labels for name, split in splits.items()},
+    augmentation=prepared.augmentation,
+    dataset=dataset,
+    train=exp.replicas.put(train),
+    splits=splits,
   )
 
 
-def _run_phases(
-  run: Run, dataset: data.Dataset, teacher_path: Path | None
-) -> dict[str, Any]:
+def _run_phases(run: Run, teacher_path: Path | None) -> dict[str, Any]:
   exp = run.experiment
   run.teacher, teacher_results = _teacher(run, teacher_path)
 
@@ -140,8 +205,9 @@ def _run_phases(
   objective = exp.objective(exp.stages[-1])
   variables = prediction.variables(objective, *trained, run.teacher)
   student.save(run.directory / 'student', exp, variables, run.augmentation)
-  found = summary.summarize(exp, dataset, teacher_results, results)
-  workdir.write_json(run.directory / 'summary.json', found)
+  found = summary.summarize(exp, run.dataset, teacher_results, results)
+  if processes.is_first():
+    workdir.write_json(run.directory / 'summary.json', found)
   summary.show_results(found, run.monitor.console)
   return found
 
@@ -222,7 +288,8 @@ def _initialize(run: Run, stage: Stage, new: Variables) -> Variables:
   exp = run.experiment
   (index,) = (stage.prepares or stage).trained_blocks
   count = initialization.CALIBRATION_EXAMPLES
-  images = jnp.asarray(jax.device_get(run.train.images[:count]))
+  first = np.arange(min(count, len(run.dataset.train)))
+  ((images, _),) = run.dataset.train.batches([first])
   return initialization.initialize_block(
     exp.config['compression']['init'],
     index,
@@ -232,7 +299,7 @@ def _initialize(run: Run, stage: Stage, new: Variables) -> Variables:
     random=new,
     teacher_network=exp.local.network(),
     teacher_variables=run.teacher,
-    images=normalise(images, run.augmentation),
+    images=normalise(jnp.asarray(images), run.augmentation),
   )
 
 

@@ -140,6 +140,11 @@ def check_config(
   return True
 
 
+def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config's fields by dotted name, without those that may differ."""
+  return {k: v for k, v in flat(config).items() if k not in _FREE_FIELDS}
+
+
 def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """A config's fields by dotted name, as JSON has them, without unset ones."""
   found = {}

@@ -79,8 +79,18 @@ def get_config() -> ConfigDict:
       'compute_dtype': 'float32',
       # Batch statistics over all devices, or each device's own.
       'sync_batch_norm': True,
-      # How a step is spread over devices: 'pmap' or 'shard_map'.
+      # How a step is spread over devices: 'pmap' or 'shard_map', each device
+      # with a copy of everything; or 'jit', which divides large arrays over
+      # `mesh.model` devices, for networks that don't fit one. Its batch
+      # statistics, and relations between examples, are of the global batch.
       'spmd': 'pmap',
+      'mesh': {
+        # Devices along which only examples are divided; None: as many as
+        # there are. Times `model` it must be the number of devices.
+        'data': placeholder(int),
+        # For 'jit': over how many devices large arrays are divided.
+        'model': 1,
+      },
       # Training steps in one call of the device; None: 1 on CPU (loops
       # around convolutions are slow there), 100 elsewhere.
       'steps_per_call': placeholder(int),

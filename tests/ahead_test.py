@@ -9,7 +9,7 @@ import tiny
 import tiny_run
 
 from cbkd_jax import ahead, experiment, phases, step
-from cbkd_jax.replicas import signature
+from cbkd_jax.program import signature
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -37,7 +37,7 @@ def test_a_phase_finds_its_program(tmp_path, monkeypatch, place, objective):
     shape = devices, min(pace.per_call, steps), pace.batch_size // devices
     rows = np.zeros(shape, np.int32)
     drawn = kept.draw(spec, rows) if kept else step.Drawn(rows)
-    asked[spec] = signature((*args, drawn))
+    asked[spec] = signature((*args, replicas.put_shares(drawn)))
     thread = meanwhile()
     if thread is not None:
       thread.join()

@@ -10,6 +10,7 @@ from cbkd_jax import batch, cache, objectives, step, views
 from cbkd_jax.blocks import Variables
 from cbkd_jax.data import sampler
 from cbkd_jax.data.augment import Augmentation, normalise
+from cbkd_jax.replicas import AXIS
 from cbkd_jax.stages import Training
 
 EXAMPLES, BATCH, VIEWS, STEPS = 10, 8, 3, 3
@@ -19,13 +20,13 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 def make(objective='ce + kd', trained=(0, 0, 1, 1), student=(0, 0, 1), **more):
   """A phase's spec, and the variables of its networks."""
-  architecture = tiny.architecture(step.AXIS)
+  architecture = tiny.architecture(AXIS)
   setting = objectives.Setting(
     blocks=3,
     trained=tuple(i for i in range(3) if trained[i]),
     batch_size=BATCH,
     train_size=EXAMPLES,
-    axis_name=step.AXIS,
+    axis_name=AXIS,
   )
   shared = (*student, 1).index(1) if not trained[0] else 0
   spec = step.StepSpec(

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from cbkd_jax import blocks, evaluation, step
+from cbkd_jax.data import Split
 from cbkd_jax.data.augment import normalise
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -31,15 +32,18 @@ def case():
     *[('pmap', 4, size) for size in (1, 8, 1000)],
     ('shard_map', 1, 5),
     ('shard_map', 4, 8),
+    ('jit', 1, 5),
+    ('jit', 4, 8),
   ],
 )
 def test_every_example_once(case, spmd, devices, batch_size):
   network, variables, images, expected = case
   replicas = step.Replicas(spmd, tuple(jax.devices()[:devices]))
-  logits = evaluation.predict(
+  labels = np.arange(len(images), dtype=np.int32)
+  logits, found = evaluation.predict(
     network,
     replicas.put(variables),
-    replicas.put(images),
+    Split(images, labels),
     tiny.PLAIN,
     replicas,
     batch_size,
@@ -47,6 +51,7 @@ def test_every_example_once(case, spmd, devices, batch_size):
   assert logits.dtype == np.float64
   assert logits.shape == expected.shape
   np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(found, labels)
 
 
 def softmax(logits):

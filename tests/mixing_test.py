@@ -11,6 +11,7 @@ import tiny
 
 from cbkd_jax import objectives, step, supply
 from cbkd_jax.data import augment, mixing, sampler
+from cbkd_jax.replicas import AXIS
 from cbkd_jax.stages import Training
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -95,7 +96,7 @@ def program(replicas):
     return shown.x, batch.x, batch.available['labels'], others, share
 
   # Replicas on one device: the step's own test has them on several.
-  return jax.jit(jax.vmap(see, (None, 0), axis_name=step.AXIS))
+  return jax.jit(jax.vmap(see, (None, 0), axis_name=AXIS))
 
 
 def look(at, replicas=1):

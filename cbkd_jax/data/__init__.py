@@ -6,6 +6,7 @@ TensorFlow. What happens to the images in a training step is in `augment.py`,
 the order in which they come in `sampler.py`.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,16 @@ class Split:
 
   images: np.ndarray
   labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def batches(
+    self, positions: Iterable[np.ndarray]
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels at arrays of positions, `[..., height, ...]`."""
+    for chosen in positions:
+      yield self.images[chosen], self.labels[chosen]
 
 
 @dataclass(frozen=True)

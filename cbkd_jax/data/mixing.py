@@ -29,10 +29,7 @@ class Partners(NamedTuple):
 
 
 def partners(
-  rng: jax.Array,
-  indices: jax.Array,
-  positions: jax.Array,
-  axis_name: str,
+  rng: jax.Array, everyone: jax.Array, positions: jax.Array
 ) -> Partners:
   """Everyone's partner, by one random permutation of the global batch.
 
@@ -40,14 +37,12 @@ def partners(
 
   Args:
     rng: the step's key.
-    indices: int32 [n], this replica's examples in the train split.
-    positions: int32 [n], their positions in the global batch.
-    axis_name: of the replicas' axis.
+    everyone: int32 [batch], the global batch's positions in the train split.
+    positions: int32 [n], this replica's positions in the global batch.
 
   Returns:
     The partners of this replica's examples, which may be another's.
   """
-  everyone = jax.lax.all_gather(indices, axis_name, tiled=True)
   key, _ = _keys(rng)
   chosen = jax.random.permutation(key, len(everyone))[positions]
   return Partners(everyone[chosen], chosen)

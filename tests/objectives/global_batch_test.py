@@ -12,6 +12,7 @@ import tiny
 from cbkd_jax import objectives, step
 from cbkd_jax.blocks import Variables
 from cbkd_jax.objectives.method import BatchWise
+from cbkd_jax.replicas import AXIS
 from cbkd_jax.stages import Training
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -49,9 +50,9 @@ def run(devices, global_batch=True):
     batch_size=BATCH,
     train_size=EXAMPLES,
     replicas=devices,
-    axis_name=step.AXIS,
+    axis_name=AXIS,
   )
-  architecture = tiny.architecture(step.AXIS)
+  architecture = tiny.architecture(AXIS)
   spec = step.StepSpec(
     student=tiny.hybrid(architecture, (False, False, True)),
     teacher=architecture.network(),
