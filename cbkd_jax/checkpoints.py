@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cbkd_jax import trees
+from cbkd_jax import buckets, trees
 from cbkd_jax.blocks import Tree, Variables
 from cbkd_jax.errors import UserError
 from cbkd_jax.restoring import alone, restore_tree, unreadable
@@ -46,7 +46,7 @@ class PhaseCheckpoints:
   """
 
   def __init__(self, directory: Path, read_only: bool = False):
-    self._directory = directory.absolute()
+    self._directory = buckets.absolute(directory)
     self.half_written = _half_written(self._directory)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=1,
@@ -248,18 +248,18 @@ def read_trained(
   directory: Path, template: Variables, trained: Sequence[bool]
 ) -> Variables:
   """`template` with the parts that a phase has trained."""
-  with contextlib.closing(PhaseCheckpoints(directory, read_only=True)) as saved:
-    return read_variables(
-      saved.state_directory(),
-      template,
-      [i for i, is_trained in enumerate(trained) if is_trained],
-    )
+  parts = [i for i, is_trained in enumerate(trained) if is_trained]
+  return read_variables(_last_arrays(directory), template, parts)
 
 
 def read_learned(directory: Path, params: Tree, state: Tree) -> Tree:
   """`read_objective` of a phase's directory."""
+  return read_objective(_last_arrays(directory), params, state)
+
+
+def _last_arrays(directory: Path) -> Path:
   with contextlib.closing(PhaseCheckpoints(directory, read_only=True)) as saved:
-    return read_objective(saved.state_directory(), params, state)
+    return saved.state_directory()
 
 
 def write_variables(directory: Path, variables: Variables) -> None:
@@ -271,7 +271,7 @@ def write_variables(directory: Path, variables: Variables) -> None:
   """
   tree = jax.device_get(trees.from_variables(variables))
   with ocp.StandardCheckpointer(multiprocessing_options=alone()) as writer:
-    writer.save(directory.absolute(), tree, force=True)
+    writer.save(buckets.absolute(directory), tree, force=True)
 
 
 def is_finished(directory: Path) -> bool:
@@ -292,16 +292,16 @@ def teacher_checkpoint(path: str) -> Path:
   Raises:
     UserError: nothing of that kind is there, or the phase is not finished.
   """
-  root = Path(path).expanduser().absolute()
+  root = buckets.absolute(buckets.path(path, 'teacher.checkpoint'))
   for directory in (root / 'teacher', root):
-    steps = [d for d in directory.glob('*/state') if d.parent.name.isdigit()]
-    if steps and not is_finished(directory):
+    if not any(d.parent.name.isdigit() for d in directory.glob('*/state')):
+      continue
+    if not is_finished(directory):
       raise UserError(
         f'teacher.checkpoint = {path!r}: the training of {directory} is not '
         'finished'
       )
-    if steps:
-      return max(steps, key=lambda d: int(d.parent.name))
+    return _last_arrays(directory)
   for directory in (root / 'state', root):
     if (directory / '_METADATA').exists():
       return directory

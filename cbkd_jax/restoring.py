@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cbkd_jax import buckets
 from cbkd_jax.blocks import Tree
 from cbkd_jax.errors import UserError
 
@@ -42,7 +43,9 @@ def restore_tree(directory: Path, template: Tree) -> Tree:
   Raises:
     UserError: it can't be read or doesn't fit.
   """
-  directory = directory.absolute()  # orbax finds nothing in relative ones
+  directory = buckets.absolute(
+    directory
+  )  # orbax finds nothing in relative ones
   handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone())
   checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone())
   try:

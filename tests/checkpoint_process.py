@@ -116,7 +116,7 @@ def main() -> None:
   own = plan(mesh(count, 1))
   save(directory, 3, own)
   print('saved', flush=True)
-  while not (directory / '4').exists():
+  while not (directory / '4' / 'commit_success.txt').exists():
     time.sleep(0.02)
   check(directory, 4, own)
   save(directory, 5, plan(mesh(1, count)))
