@@ -100,11 +100,15 @@ def compile_phase(
       )
       again = rows if 'second_view' in spec.objective.needs else None
       own = own._replace(cache=rows, again=again)
-  data = step.Resident(
-    jax.ShapeDtypeStruct((examples, *spec.image_shape), np.uint8),
-    jax.ShapeDtypeStruct((examples,), np.int32),
-    on_device,
+  images, labels = (
+    lambda shape: jax.ShapeDtypeStruct((*shape, *spec.image_shape), np.uint8),
+    lambda shape: jax.ShapeDtypeStruct(shape, np.int32),
   )
+  if experiment.streams:
+    data = step.Resident(None, None)
+    own = own._replace(examples=step.Examples(images(shape), labels(shape)))
+  else:
+    data = step.Resident(images((examples,)), labels((examples,)), on_device)
   step.compiled_train(spec, replicas).compiled(
     jax.tree.map(replicas.shape, state),
     jax.tree.map(replicas.shape, spec.unshared(teacher)),

@@ -180,7 +180,9 @@ def _start(
     + f' examples; {len(devices)} x {devices[0].device_kind}{among}',
     highlight=False,
   )
-  train = Resident(dataset.train.images, dataset.train.labels)
+  train = Resident(None, None)
+  if not exp.streams:
+    train = Resident(dataset.train.images, dataset.train.labels)
   return Run(
     experiment=exp,
     directory=directory,

@@ -16,7 +16,7 @@ from cbkd_jax import buckets
 from cbkd_jax.errors import UserError
 
 # Fields that change no number of a run: they may differ when it is resumed.
-_FREE_FIELDS = ('compilation_cache',)
+_FREE_FIELDS = ('compilation_cache', 'data.workers')
 
 _MARK = '.begun'  # stands beside phases that are being copied
 
