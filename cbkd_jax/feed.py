@@ -70,8 +70,8 @@ def waiting(share: float) -> str | None:
   if share <= _MUCH:
     return None
   return (
-    f'waited for images {100 * share:.0f} % of the time: the input is the limit, not '
-    'the device; see data.workers'
+    f'waited for images {100 * share:.0f} % of the time: the input is the '
+    'limit, not the device; see data.workers'
   )
 
 
