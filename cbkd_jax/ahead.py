@@ -2,11 +2,10 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from cbkd_jax import cache, placement, step
 from cbkd_jax.blocks import Tree
@@ -111,15 +110,14 @@ def compile_phase(
   else:
     data = step.Resident(images((examples,)), labels((examples,)), on_device)
   step.compiled_train(spec, replicas).compiled(
-    _placed(state, replicas.divided),
-    _placed(spec.unshared(teacher), replicas.divided),
-    _placed(data, lambda x: replicas.everywhere),
-    _placed(own, lambda x: replicas.shares),
+    jax.tree.map(replicas.shape, state),
+    jax.tree.map(replicas.shape, spec.unshared(teacher)),
+    _placed(data, replicas.everywhere),
+    _placed(own, replicas.shares),
   )
 
 
-def _placed(tree: Tree, sharding: Callable[[Any], Any]) -> Tree:
-  """Shapes with the sharding that each will have."""
+def _placed(tree: Tree, sharding: NamedSharding) -> Tree:
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), tree
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
   )

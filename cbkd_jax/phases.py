@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from cbkd_jax import (
@@ -29,6 +30,7 @@ from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 from cbkd_jax.experiment import Experiment
 from cbkd_jax.fit import Clock, finish, fit
 from cbkd_jax.monitoring import Monitor
+from cbkd_jax.replicas import Replicas
 
 
 @dataclasses.dataclass
@@ -106,6 +108,14 @@ def run_phase(
     raise Preempted(f'{name}: not begun; what was done before is saved')
   directory = run.directory / name
   with contextlib.closing(checkpoints.PhaseCheckpoints(directory)) as saved:
+    for at, path in saved.half_written:
+      run.monitor.console.print(
+        f'{name}: ignored a half-written checkpoint (step {at}): {path}',
+        style='yellow',
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+      )
     progress = {'clock': {}, 'metrics_position': run.position, 'results': None}
     if saved.latest() is not None:
       progress = saved.progress()
@@ -154,7 +164,7 @@ def _train(
   if saved.latest() is None:
     state = step.create_train_state(spec, start(False), teacher, rng, previous)
   else:
-    state = _restore(spec, start(True), saved)
+    state = _restore(spec, start(True), saved, exp.replicas)
   clock = Clock(**progress['clock'])
   total = spec.training.steps
   run.monitor.open(
@@ -311,11 +321,19 @@ def _restore(
   spec: step.StepSpec,
   known: Variables,
   saved: checkpoints.PhaseCheckpoints,
+  replicas: Replicas,
 ) -> step.TrainState:
-  """A phase's state in the middle; `known` holds what it doesn't train."""
+  """A phase's state in the middle; `known` holds what it doesn't train.
+
+  What is read goes to the devices at once, to each what it is to hold.
+  """
   state = step.state_shapes(spec)
   state = state._replace(
     params=(*known.params, state.params[-1]), batch_stats=known.batch_stats
+  )
+  state = jax.tree.map(
+    lambda x: replicas.shape(x) if isinstance(x, jax.ShapeDtypeStruct) else x,
+    state,
   )
   return checkpoints.tree_to_state(saved, state, spec.trained)
 

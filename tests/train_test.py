@@ -22,10 +22,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import cbkd_jax
 from cbkd_jax import (
-  checkpoints,
   errors,
   evaluation,
   phases,
+  restoring,
   student,
   summary,
   training,
@@ -124,7 +124,7 @@ def _state(directory, phase):
   metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(
     path / 'state'
   )
-  tree = checkpoints.restore_tree(path / 'state', metadata.item_metadata.tree)
+  tree = restoring.restore_tree(path / 'state', metadata.item_metadata.tree)
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return int(path.name), {
     '/'.join(k.key for k in key): np.asarray(leaf) for key, leaf in leaves
@@ -379,6 +379,42 @@ def test_killed_after_the_last_step_is_the_same_run(
   _assert_identical(directory, whole)
 
 
+def test_a_write_that_died_half_way_is_ignored_and_said(
+  whole, tmp_path, monkeypatch
+):
+  directory = tmp_path / 'run'
+  shutil.copytree(whole, directory)
+  os.remove(directory / 'summary.json')
+  shutil.rmtree(directory / 'thaw')
+  half = directory / 'thaw' / '8.orbax-checkpoint-tmp'
+  rename = os.rename
+
+  def fail(source, target, **options):
+    # The arrays are there, but not under their final name.
+    if str(source).startswith(f'{half}/state'):
+      raise OSError(28, 'No space left on device')
+    rename(source, target, **options)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'rename', fail)
+    with pytest.raises(OSError, match='No space left'):
+      tiny_run.run(directory)
+  assert sorted(os.listdir(directory / 'thaw')) == ['4', half.name]
+  assert 'state.orbax-checkpoint-tmp' in os.listdir(half)
+
+  console = tiny_run.console()
+  with monkeypatch.context() as patch:
+    # It goes on from step 4.
+    patch.setattr(phases.step, 'create_train_state', None)
+    tiny_run.run(directory, console=console)
+  assert (
+    f'thaw: ignored a half-written checkpoint (step 8): {half}\n'
+  ) in console.file.getvalue()
+  assert console.file.getvalue().count('half-written') == 1
+  _assert_identical(directory, whole)
+  assert os.listdir(directory / 'thaw') == ['12']
+
+
 def test_a_finished_phase_is_read_and_nothing_else(
   whole, tmp_path, monkeypatch
 ):
@@ -553,7 +589,8 @@ def test_logits_that_are_not_finite_are_no_result(whole, tmp_path, monkeypatch):
 
   def broken(*args):
     found = predict(*args)
-    found['validation'][3, 1] = np.inf
+    logits, _ = found['validation']
+    logits[3, 1] = np.inf
     return found
 
   monkeypatch.setattr(phases, '_predict', broken)
@@ -753,8 +790,8 @@ def test_one_device_and_four_are_the_same_run(whole, tmp_path, monkeypatch):
   """`scratch` alone: every program is to be compiled anew for one device."""
   changes = {'teacher__checkpoint': str(whole), 'order': 'scratch'}
   four = tiny_run.run(tmp_path / 'four', changes)
-  devices = jax.local_devices()[:1]
-  monkeypatch.setattr(jax, 'local_devices', lambda: devices)
+  devices = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
   one = tiny_run.run(tmp_path / 'one', changes)
   assert (one['device']['count'], four['device']['count']) == (1, 4)
   assert one['teacher']['accuracy'] == four['teacher']['accuracy']
