@@ -3,6 +3,7 @@
 `python steps_process.py COUNT RANK PORT DIRECTORY`.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import numpy as np
 import step_test
 import tiny
 
-from cbkd_jax import blocks, cache, errors, evaluation, processes, replicas
+from cbkd_jax import (
+  blocks,
+  cache,
+  data,
+  errors,
+  evaluation,
+  feed,
+  processes,
+  replicas,
+)
 from cbkd_jax.data import Split
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.stages import Training
@@ -49,7 +59,7 @@ def rows(devices: int) -> list[np.ndarray]:
   """A stage's cache, as every process has it."""
   made = step_test.make('stage_1', fixed_views=2)
   one = step_test.Run.of(made, devices)
-  data = one.replicas.put(tiny_data())
+  resident = one.replicas.put(tiny_data())
   plan = cache.plan(one.spec, 'exact', step_test.EXAMPLES)
   kept = cache.fill(
     plan,
@@ -57,7 +67,7 @@ def rows(devices: int) -> list[np.ndarray]:
     one.spec,
     one.state,
     one.teacher,
-    data,
+    resident,
     replicas=one.replicas,
     batch_size=24,
   )
@@ -69,6 +79,39 @@ def tiny_data():
   return step_test.step.Resident(*tiny.images(step_test.EXAMPLES))
 
 
+def fed(devices: int) -> list[np.ndarray]:
+  """The images and labels of a streamed phase's calls, as every process has."""
+  split = data.stream(
+    'digits',
+    data_dir='',
+    train_split='train[:50]',
+    test_split='test',
+    validation_size=0,
+    resize=0,
+    crop='random_resized',
+    crop_area=0.3,
+    workers=0,
+    expected_classes=10,
+    image_shape=(6, 6, 1),
+    expected_train_size=50,
+  ).train
+  found = replicas.Replicas('pmap', tuple(jax.devices()[:devices]))
+  spec = step_test.make('thaw', training=Training(steps=8))[0]
+  given = feed.begin(
+    split,
+    spec,
+    seed=3,
+    first_step=2,
+    kept=None,
+    batch_size=16,
+    per_call=4,
+    replicas=found,
+  )
+  with contextlib.closing(given):
+    drawn = [given.draw(2, 2), given.draw(4, 4)]
+  return jax.tree.leaves(found.fetch(drawn))
+
+
 def everything(devices: int) -> dict[str, list[np.ndarray]]:
   """What must not depend on the number of processes."""
   found = {'pmap': run(devices, 'pmap')}
@@ -77,6 +120,7 @@ def everything(devices: int) -> dict[str, list[np.ndarray]]:
       'jit': run(devices, 'jit', 2),
       'logits': logits(devices),
       'rows': rows(devices),
+      'fed': fed(devices),
     }
   return found
 

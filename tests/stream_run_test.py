@@ -15,6 +15,7 @@ RESIDENT = {
   **MOMENTS,
   'data__pad': 1,
   'data__alternating_flip': True,
+  'data__mixup': 0.5,
   'order': 'joint_inherited',
   'teacher__steps': 14,
   'stage__steps': 3,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -255,7 +256,7 @@ if __name__ == '__main__':
 
 def test_readers_outlive_signals_but_not_their_parent(tmp_path):
   script = tmp_path / 'parent.py'
-  script.write_text(_PARENT.format(here=os.path.dirname(__file__)))
+  script.write_text(_PARENT.format(here=str(Path(__file__).parent)))
   parent = subprocess.Popen(
     [sys.executable, script],
     stdin=subprocess.PIPE,
@@ -267,10 +268,12 @@ def test_readers_outlive_signals_but_not_their_parent(tmp_path):
     os.kill(reader, signal.SIGTERM)
     os.kill(reader, signal.SIGINT)
     time.sleep(0.3)
-    os.kill(reader, 0)
+    # Without it there would be a zombie now.
+    status = Path(f'/proc/{reader}/status').read_text()
+    assert 'State:\tZ' not in status
     parent.kill()
   for _ in range(100):
-    if not os.path.exists(f'/proc/{reader}'):
+    if not Path(f'/proc/{reader}').exists():
       return
     time.sleep(0.1)
   os.kill(reader, signal.SIGKILL)
