@@ -73,7 +73,7 @@ def train_and_evaluate(
   config.check(values)
   processes.check_same(
     {
-      'config': workdir.compared(values),
+      'config': {**workdir.compared(values), 'mesh': values['mesh']},
       'workdir': str(directory),
       'from': [str(from_workdir), from_stage],
     }

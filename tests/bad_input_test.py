@@ -58,7 +58,21 @@ CASES = {
   '--config.compression.init=slices': "did you mean 'slice'?",
   '--config.thaw.optimizer=adam': "did you mean 'adamw'?",
   '--config.thaw.schedule=cos': "did you mean 'cosine'?",
-  '--config.spmd=pjit': "spmd = 'pjit': must be one of pmap, shard_map",
+  '--config.spmd=pjit': "spmd = 'pjit': must be one of pmap, shard_map, jit",
+  # Tests have four devices.
+  '--config.mesh.data=3': (
+    'mesh.data = 3, mesh.model = 1: their product must be the number of '
+    'devices, 4'
+  ),
+  '--config.mesh.model=2': "mesh.model = 2: must be 1 with spmd = 'pmap'",
+  '--config.spmd=jit --config.mesh.model=3': 'mesh.data = None, mesh.model = 3',
+  '--config.spmd=jit --config.mesh.model=2 --config.mesh.data=4': (
+    'mesh.data = 4, mesh.model = 2: their product must be the number of'
+  ),
+  '--config.spmd=jit --config.sync_batch_norm=False': (
+    "sync_batch_norm = False: must be True with spmd = 'jit'"
+  ),
+  '--config.mesh.model=0': 'mesh.model = 0: must be an integer of at least 1',
   # Objectives that can't be read.
   '--config.objective=0.1*ce+': "objective = '0.1*ce+': not an objective",
   '--config.objective=': "objective = '': not an objective",

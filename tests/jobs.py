@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,14 @@ def free_port() -> int:
 @contextlib.contextmanager
 def started(
   commands: Sequence[Sequence[Any]],
+  environments: Sequence[Mapping[str, str]] | None = None,
 ) -> Iterator[list[subprocess.Popen]]:
-  """Runs `python ...` once for each list of arguments."""
+  """Runs `python ...` once for each list of arguments.
+
+  Args:
+    commands: the arguments.
+    environments: what each process has in its environment besides.
+  """
   environment = {
     **os.environ,
     'PYTHONPATH': f'{HERE.parent}:{HERE}',
@@ -42,9 +48,9 @@ def started(
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
-      env=environment,
+      env={**environment, **own},
     )
-    for command in commands
+    for command, own in zip(commands, environments or [{}] * len(commands))
   ]
 
   def end():

@@ -141,9 +141,21 @@ def test_a_signal_or_a_death_in_one_of_two(tmp_path):
     np.testing.assert_allclose(after[step], before[step], rtol=1e-3)
 
 
-def test_processes_of_different_configs(tmp_path):
-  one, two = jobs.train(2, f'--workdir={tmp_path}/run')
-  with jobs.started([one, [*two, '--config.seed=7']]) as processes:
+def test_slurm_and_processes_of_different_configs(tmp_path):
+  """JAX finds the other process by itself; the two don't fit together."""
+  command = ['-m', 'cbkd_jax.train', CONFIG, f'--workdir={tmp_path}/run']
+  commands = [command, [*command, '--config.seed=7']]
+  common = {
+    # Slurm's port follows from the job's number.
+    'SLURM_JOB_ID': str(jobs.free_port()),
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_NTASKS': '2',
+  }
+  own = [
+    {**common, 'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)}
+    for i in range(2)
+  ]
+  with jobs.started(commands, own) as processes:
     ended = [process.communicate() for process in processes]
   assert [process.returncode for process in processes] == [2, 2]
   line = ended[0][1].splitlines()[-1]
