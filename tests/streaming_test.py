@@ -241,10 +241,11 @@ def test_a_damaged_record_is_one_line(tmp_path, workers):
 
 
 _PARENT = """
-import multiprocessing, sys
-sys.path.insert(0, {here!r})
-import streaming_test as t
-if __name__ == '__main__':
+import sys
+if __name__ == '__main__':  # the reader imports this file too
+  import multiprocessing
+  sys.path.insert(0, {here!r})
+  import streaming_test as t
   source = t.stream(t.opened().train, 9999)
   iterator = t.streaming.read_ahead(source, workers=1)
   t.streaming.next_batch(iterator)
