@@ -85,7 +85,8 @@ class Streamed:
     iterator = read_ahead(chosen, workers=self.workers)
     with contextlib.closing(iterator):
       for _ in range(len(chosen)):
-        yield next_batch(iterator)
+        # Copies: a device may go on with memory that Grain wants back.
+        yield tuple(np.array(array) for array in next_batch(iterator))
 
   def read(
     self,
