@@ -11,7 +11,9 @@ Accuracy: not yet run, neither teacher nor student.
 
 The set must be prepared with TFDS in the array_record format, from the two
 archives that image-net.org gives to those who have registered. `data.workers`
-is for a machine with 16 processors or more.
+is for a machine with 16 processors or more. The thaw needs about 107 GiB for
+its batch by XLA's estimate: several devices share it, or `batch_size` and the
+learning rates must be smaller.
 
   TFDS_DATA_DIR=... python -m cbkd_jax.train \
     --config=configs/imagenet_resnet50.py --workdir=runs/imagenet_resnet50

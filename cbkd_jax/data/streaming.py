@@ -85,8 +85,10 @@ class Streamed:
     iterator = read_ahead(chosen, workers=self.workers)
     with contextlib.closing(iterator):
       for _ in range(len(chosen)):
-        # Copies: a device may go on with memory that Grain wants back.
-        yield tuple(np.array(array) for array in next_batch(iterator))
+        images, labels = next_batch(iterator)
+        # Grain's arrays go back to shared memory once nobody holds them, and
+        # a CPU device might hold on to what is in them.
+        yield np.array(images), np.array(labels)
 
   def read(
     self,
@@ -222,7 +224,8 @@ def read_ahead(
 
   Returns:
     A Grain iterator for `next_batch`, which ends with the source. `get_state`
-    and `set_state` are Grain's; `close()` ends the readers.
+    and `set_state` are Grain's; `close()` ends the readers. Their arrays are
+    to be copied: see `Streamed.batches`.
   """
   import cv2
   import grain
