@@ -162,7 +162,10 @@ def _train(
   exp = run.experiment
   rng = exp.rng(name)
   if saved.latest() is None:
-    state = step.create_train_state(spec, start(False), teacher, rng, previous)
+    with exp.replicas.beginning():
+      state = step.create_train_state(
+        spec, start(False), teacher, rng, previous
+      )
   else:
     state = _restore(spec, start(True), saved, exp.replicas)
   clock = Clock(**progress['clock'])

@@ -1,5 +1,6 @@
 """The devices that share a batch: the only place that knows pmap, shard_map."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -100,6 +101,15 @@ class Replicas(NamedTuple):
   def shape(self, x: Any) -> jax.ShapeDtypeStruct:
     """Shape, type and place of an array that `divide` has placed."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.divided(x))
+
+  def beginning(self) -> contextlib.AbstractContextManager:
+    """Where a phase's arrays are made, before they are on the devices.
+
+    Whole: in the host's memory, where devices hold but a share.
+    """
+    if self.model == 1 or self.devices[0].platform == 'cpu':
+      return contextlib.nullcontext()
+    return jax.default_device(jax.local_devices(backend='cpu')[0])
 
   def put(self, tree: Tree) -> Tree:
     """A copy of `tree` on every device; every process has the same `tree`."""
