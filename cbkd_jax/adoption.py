@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cbkd_jax import blocks, checkpoints, config, step, workdir
+from cbkd_jax import blocks, buckets, checkpoints, config, step, workdir
 from cbkd_jax.errors import UserError
 from cbkd_jax.experiment import Experiment, plan_augmentation
 
@@ -67,7 +67,8 @@ def check_teacher(exp: Experiment) -> Path | None:
     directory, blocks.shapes(exp.teacher_network, exp.image_shape)
   )
   fields = ['data.classes', 'data.image_shape']
-  _check_same(exp, Path(path).expanduser(), 'teacher.checkpoint', fields)
+  source = buckets.path(path, 'teacher.checkpoint')
+  _check_same(exp, source, 'teacher.checkpoint', fields)
   return directory
 
 

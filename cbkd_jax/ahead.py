@@ -2,11 +2,10 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from cbkd_jax import cache, placement, step
 from cbkd_jax.blocks import Tree
@@ -101,21 +100,24 @@ def compile_phase(
       )
       again = rows if 'second_view' in spec.objective.needs else None
       own = own._replace(cache=rows, again=again)
-  data = step.Resident(
-    jax.ShapeDtypeStruct((examples, *spec.image_shape), np.uint8),
-    jax.ShapeDtypeStruct((examples,), np.int32),
-    on_device,
+  images, labels = (
+    lambda shape: jax.ShapeDtypeStruct((*shape, *spec.image_shape), np.uint8),
+    lambda shape: jax.ShapeDtypeStruct(shape, np.int32),
   )
+  if experiment.streams:
+    data = step.Resident(None, None)
+    own = own._replace(examples=step.Examples(images(shape), labels(shape)))
+  else:
+    data = step.Resident(images((examples,)), labels((examples,)), on_device)
   step.compiled_train(spec, replicas).compiled(
-    _placed(state, replicas.divided),
-    _placed(spec.unshared(teacher), replicas.divided),
-    _placed(data, lambda x: replicas.everywhere),
-    _placed(own, lambda x: replicas.shares),
+    jax.tree.map(replicas.shape, state),
+    jax.tree.map(replicas.shape, spec.unshared(teacher)),
+    _placed(data, replicas.everywhere),
+    _placed(own, replicas.shares),
   )
 
 
-def _placed(tree: Tree, sharding: Callable[[Any], Any]) -> Tree:
-  """Shapes with the sharding that each will have."""
+def _placed(tree: Tree, sharding: NamedSharding) -> Tree:
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), tree
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
   )

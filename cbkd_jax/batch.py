@@ -9,6 +9,7 @@ from cbkd_jax import collectives, storage, supply
 from cbkd_jax.blocks import Variables
 from cbkd_jax.data import flips, mixing
 from cbkd_jax.data.augment import augment
+from cbkd_jax.models.layers import materialise
 from cbkd_jax.objectives.method import published_epoch
 from cbkd_jax.spec import StepSpec
 from cbkd_jax.state import TrainState
@@ -20,14 +21,15 @@ class Resident(NamedTuple):
   """A train split, the same on every device.
 
   Attributes:
-    images: uint8 `[examples, height, width, channels]`.
-    labels: int32 `[examples]`.
+    images: uint8 `[examples, height, width, channels]`; None where a step's
+      images are read from disk.
+    labels: int32 `[examples]`, likewise.
     cache: rows of what the phase can't change, `[views * examples, ...]`;
       None where they are not kept on the devices.
   """
 
-  images: jax.Array
-  labels: jax.Array
+  images: jax.Array | None
+  labels: jax.Array | None
   cache: Rows | None = None
 
 
@@ -52,11 +54,13 @@ class Drawn(NamedTuple):
     cache: their rows of what the phase can't change, where these are kept on
       the host.
     again: likewise of their second views, if the objective needs them.
+    examples: the examples themselves, where no device holds the split.
   """
 
   rows: jax.Array
   cache: Rows | None = None
   again: Rows | None = None
+  examples: Examples | None = None
 
 
 class Batch(NamedTuple):
@@ -83,7 +87,7 @@ def make_batch(
   data: Resident,
   drawn: Drawn,
 ) -> Batch:
-  """A replica's batch, from the resident split and what is kept."""
+  """A replica's batch, from the split or from what was read of it."""
   # Randomness is keyed by the step and by the example's position in the
   # global batch: it does not depend on how many replicas share the batch.
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -92,7 +96,7 @@ def make_batch(
   positions += collectives.first_position(local_batch, spec.axis)
   indices, mixed, frozen = drawn.rows, None, (None, None)
   if spec.fixed_views is None:
-    x, again, mixed = _new_views(spec, state, data, indices, positions, rng)
+    x, again, mixed = _new_views(spec, state, data, drawn, positions, rng)
   else:
     indices = drawn.rows % len(data.images)
     second = second_rows(drawn.rows, len(data.images), spec.fixed_views)
@@ -102,7 +106,7 @@ def make_batch(
       again = fixed_view(spec, state.rng, data.images, second)
     frozen = _kept(spec, state, teacher, data, drawn, second)
   available = {
-    'labels': data.labels[indices],
+    'labels': _own(data, drawn, indices).labels,
     'mixed': mixed,
     'indices': indices,
     'step': state.step,
@@ -116,7 +120,7 @@ def _new_views(
   spec: StepSpec,
   state: TrainState,
   data: Resident,
-  indices: jax.Array,
+  drawn: Drawn,
   positions: jax.Array,
   rng: jax.Array,
 ) -> tuple[jax.Array, jax.Array | None, Any]:
@@ -126,7 +130,11 @@ def _new_views(
   `AVAILABLE`.
   """
 
-  def show(indices, positions, rng, second=False):
+  train_size = spec.objective.setting.train_size
+  if data.images is not None:
+    train_size = len(data.images)
+
+  def show(images, indices, positions, rng, second=False):
     mirrored = None
     if spec.augmentation.alternating_flip:
       batch_size = collectives.global_size(len(positions), spec.axis)
@@ -136,24 +144,46 @@ def _new_views(
         indices,
         positions,
         batch_size,
-        len(data.images),
+        train_size,
       )
       mirrored ^= second  # two looks at an image are both ways round
-    images = data.images[indices]
     return augment(images, rng, positions, spec.augmentation, mirrored)
 
-  x, again, mixed = show(indices, positions, rng), None, None
+  indices = drawn.rows
+  own = _own(data, drawn, indices)
+  x, again, mixed = show(own.images, indices, positions, rng), None, None
   if spec.augmentation.mixes:
     # A partner's image is made anew, as its own slot shows it: it may be
     # another replica's.
     everyone = collectives.gather(indices, spec.axis)
     partners = mixing.partners(rng, everyone, positions)
     weights, share = mixing.weights(rng, spec.augmentation, *x.shape[1:3])
-    x = mixing.mix(x, show(*partners, rng), weights)
-    mixed = data.labels[partners.indices], share
+    theirs = _partners_own(spec, data, drawn, partners)
+    x = mixing.mix(x, show(theirs.images, *partners, rng), weights)
+    mixed = theirs.labels, share
   if 'second_view' in spec.objective.needs:
-    again = show(indices, positions, supply.second_key(rng), second=True)
+    key = supply.second_key(rng)
+    again = show(own.images, indices, positions, key, second=True)
   return x, again, mixed
+
+
+def _own(data: Resident, drawn: Drawn, indices: jax.Array) -> Examples:
+  """A replica's examples: looked up, or as they were read."""
+  if drawn.examples is not None:
+    return materialise(drawn.examples)
+  # Not looked up within what comes next: wherever images come from, XLA then
+  # rounds the rest of the step in the same way.
+  return materialise(Examples(data.images[indices], data.labels[indices]))
+
+
+def _partners_own(
+  spec: StepSpec, data: Resident, drawn: Drawn, partners: mixing.Partners
+) -> Examples:
+  """The examples that a replica's are mixed with, of any replica."""
+  if drawn.examples is None:
+    return _own(data, drawn, partners.indices)
+  everyones = collectives.gather(drawn.examples, spec.axis)
+  return materialise(Examples(*(x[partners.positions] for x in everyones)))
 
 
 def second_rows(rows: Any, examples: int, fixed_views: int) -> Any:

@@ -3,9 +3,13 @@
 A phase saves what it changes: the trained parts, the objective's variables,
 the optimiser's state, the randomness. Its frozen parts are in the
 checkpoints of the teacher and of the stages before.
+
+The processes of a job save together, on a file system that all of them see:
+each writes the shards that its devices hold. Each reads for itself.
 """
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,33 +19,49 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cbkd_jax import buckets, trees
 from cbkd_jax.blocks import Tree, Variables
 from cbkd_jax.errors import UserError
-from cbkd_jax.step import TrainState
+from cbkd_jax.restoring import alone, restore_tree, unreadable
+from cbkd_jax.state import TrainState
 
-
-def part_names(blocks: int) -> tuple[str, ...]:
-  """Names of a network's parts in checkpoints: 'block_0' ..., 'head'."""
-  return (*(f'block_{i}' for i in range(blocks)), 'head')
+# Replicas share the writing of an array from this size of a share on. Below,
+# the slicing, a program per shape, costs more than the writing.
+_SHARED_BYTES = 2**20
 
 
 class PhaseCheckpoints:
   """The checkpoints of the teacher, a stage or the thaw; the last is kept.
 
+  Every process of a job makes one, saves and closes it at the same points.
+
   Args:
     directory: of the phase; is made if need be.
     read_only: nothing is made, and what is half-written is not cleared away:
-      the phase may be another process's.
+      the phase may be another process's. Waits for no other process.
+
+  Attributes:
+    half_written: (step, directory) of each write that died half-way. They are
+      no checkpoints: `latest` doesn't know them.
   """
 
   def __init__(self, directory: Path, read_only: bool = False):
-    self._directory = directory.absolute()
+    self._directory = buckets.absolute(directory)
+    self.half_written = _half_written(self._directory)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=1,
       create=not read_only,
       cleanup_tmp_directories=not read_only,
+      **({'multiprocessing_options': alone()} if read_only else {}),
     )
-    self._manager = ocp.CheckpointManager(self._directory, options=options)
+    self._manager = _Manager(
+      self._directory,
+      options=options,
+      item_handlers={
+        'state': ocp.PyTreeCheckpointHandler(type_handler_registry=_types()),
+        'progress': ocp.JsonCheckpointHandler(),
+      },
+    )
 
   def latest(self) -> int | None:
     """The step of the last complete checkpoint, None if there is none."""
@@ -53,14 +73,14 @@ class PhaseCheckpoints:
     Args:
       step: of the phase.
       tree: a `snapshot`.
-      progress: plain values beside it.
+      progress: plain values beside it; those of process 0 are written.
     """
     if self._manager.latest_step() == step:
       return
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(tree),
+        state=ocp.args.PyTreeSave(tree),
         progress=ocp.args.JsonSave(dict(progress)),
       ),
     )
@@ -71,15 +91,16 @@ class PhaseCheckpoints:
     Raises:
       UserError: it can't be read.
     """
-    step = self._manager.latest_step()
-    args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+    step = self._directory / str(self._manager.latest_step())
+    handler = ocp.JsonCheckpointHandler(multiprocessing_options=alone())
+    reader = ocp.Checkpointer(handler, multiprocessing_options=alone())
     try:
-      return self._manager.restore(step, args=args)['progress']
+      return reader.restore(step / 'progress')
     except Exception as error:
-      raise _unreadable(self._directory / str(step), error) from None
+      raise unreadable(step, error) from None
 
   def restore(self, template: Tree) -> Tree:
-    """The last checkpoint's arrays, as numpy.
+    """The last checkpoint's arrays; see `restore_tree`.
 
     Args:
       template: a tree with the expected shapes and types; what the
@@ -100,105 +121,72 @@ class PhaseCheckpoints:
     self._manager.close()
 
 
-_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+class _Manager(ocp.CheckpointManager):
+  """Leaves it to the run to ask JAX whether preempted processes are to stop.
+
+  JAX keeps one counter and gives one answer: orbax, asking with the steps of a
+  phase, would take the answer from `preemption`, which asks in every step.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
+
+
+def _half_written(directory: Path) -> tuple[tuple[int, Path], ...]:
+  """What orbax has begun to write and not marked as whole.
+
+  On a disk it lacks its final name, in a bucket a file that is written last.
+  """
+  if not directory.is_dir():
+    return ()
+  found = []
+  for path in directory.iterdir():
+    step = path.name.partition('.')[0]
+    if step.isdigit() and ocp.utils.is_tmp_checkpoint(path):
+      found.append((int(step), path))
+  return tuple(sorted(found))
+
+
+def _types() -> ocp.type_handlers.TypeHandlerRegistry:
+  """How arrays are written."""
+  handlers = ocp.type_handlers
+  arrays = handlers.ArrayHandler(
+    min_slice_bytes_for_replica_parallel=_SHARED_BYTES
+  )
+  return handlers.create_type_handler_registry(
+    (np.ndarray, handlers.NumpyHandler()), (jax.Array, arrays)
+  )
 
 
 def snapshot(state: TrainState, trained: Sequence[bool]) -> Tree:
   """A copy of what a stage changes; the next step may take the state over.
 
-  Of one device: all hold the same, and of an array on several orbax would
-  write a slice from each, every slice a program of its own.
+  An array that every device of this process holds in full becomes a copy on
+  one of them. One that is sharded, or shared with other processes, stays as
+  it is spread: those are copied by all processes of a job together.
   """
-  tree = _without_empty(state_to_tree(state, trained))
-  return _copy(jax.tree.map(lambda x: x.addressable_data(0), tree))
+  tree = trees.from_state(state, trained)
+  leaves, structure = jax.tree.flatten(tree)
+  own = [x.is_fully_addressable and x.is_fully_replicated for x in leaves]
+  whole = [x.addressable_data(0) for x, is_own in zip(leaves, own) if is_own]
+  spread = [x for x, is_own in zip(leaves, own) if not is_own]
+  whole = _copier(None)(whole)
+  if jax.process_count() > 1:
+    # Each process has its own; orbax takes it for a mistake unless in numpy.
+    whole = jax.device_get(whole)
+  spread = _copier(tuple(x.sharding for x in spread))(spread) if spread else []
+  copies = {True: iter(whole), False: iter(spread)}
+  return jax.tree.unflatten(structure, [next(copies[is_own]) for is_own in own])
 
 
-def restore_tree(directory: Path, template: Tree) -> Tree:
-  """Reads an orbax checkpoint of nested dicts of arrays.
-
-  Args:
-    directory: the checkpoint.
-    template: the expected shapes and types; may be a subset of its entries.
-
-  Raises:
-    UserError: it can't be read or doesn't fit.
-  """
-  directory = directory.absolute()  # orbax finds nothing in relative ones
-  checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-  try:
-    saved = checkpointer.metadata(directory).item_metadata.tree
-  except Exception as error:
-    raise _unreadable(directory, error) from None
-  found = {_name(path): leaf for path, leaf in _leaves(saved)}
-  for path, leaf in _leaves(template):
-    name = _name(path)
-    if name not in found:
-      raise UserError(
-        f'checkpoint {directory} does not fit: it has no {name}, which must '
-        f'have shape {tuple(leaf.shape)}'
-      )
-    if tuple(found[name].shape) != tuple(leaf.shape):
-      raise UserError(
-        f'checkpoint {directory} does not fit: {name} has shape '
-        f'{tuple(found[name].shape)} there, but {tuple(leaf.shape)} here'
-      )
-  args = ocp.args.PyTreeRestore(
-    item=template,
-    restore_args=jax.tree.map(
-      lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype),
-      template,
-    ),
-    partial_restore=True,
+@functools.lru_cache(maxsize=8)
+def _copier(shardings: tuple[Any, ...] | None) -> Any:
+  """A program that copies a list of arrays; shardings: of the copies."""
+  return jax.jit(
+    lambda leaves: [jnp.copy(leaf) for leaf in leaves],
+    out_shardings=None if shardings is None else list(shardings),
   )
-  try:
-    return checkpointer.restore(directory, args=args)
-  except Exception as error:
-    raise _unreadable(directory, error) from None
-
-
-def _unreadable(directory: Path, error: Exception) -> UserError:
-  reason = ' '.join(str(error).split())[:160]
-  return UserError(
-    f'checkpoint {directory}: cannot be read as an orbax checkpoint, is it '
-    f'damaged? {reason}'
-  )
-
-
-def _leaves(tree: Tree) -> list[tuple[Any, Any]]:
-  return jax.tree_util.tree_leaves_with_path(tree)
-
-
-def _name(path: Sequence[Any]) -> str:
-  return '/'.join(str(getattr(k, 'key', getattr(k, 'idx', k))) for k in path)
-
-
-def state_to_tree(state: TrainState, trained: Sequence[bool]) -> Tree:
-  """What a stage changes, as nested dicts; see `tree_to_state`."""
-  names = part_names(len(trained) - 1)
-  chosen = [i for i, t in enumerate(trained) if t]
-  return {
-    'step': state.step,
-    'rng': state.rng,
-    'params': {names[i]: state.params[i] for i in chosen},
-    'batch_stats': {
-      names[i]: state.batch_stats[i] for i in chosen if state.batch_stats[i]
-    },
-    'objective': {
-      'params': _numbered(state.params[-1]),
-      'state': _numbered(state.objective_state),
-    },
-    'opt_state': _numbered(state.opt_state),
-  }
-
-
-def _numbered(tree: Tree) -> dict[str, Any]:
-  """Leaves in order: optax's and methods' own containers need no schema."""
-  return {f'{i:05d}': leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
-
-
-def _unnumbered(tree: Mapping[str, Any], like: Tree) -> Tree:
-  leaves = [tree[name] for name in sorted(tree)]
-  return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def tree_to_state(
@@ -206,38 +194,17 @@ def tree_to_state(
 ) -> TrainState:
   """`state` with what the phase's last checkpoint holds.
 
+  Args:
+    checkpoints: of the phase.
+    state: arrays, or their shapes, with shardings where the result is to
+      have them; see `restore_tree`.
+    trained: which parts the phase trains.
+
   Raises:
     UserError: the checkpoint doesn't fit the state.
   """
-  tree = _without_empty(state_to_tree(state, trained))
-  tree = checkpoints.restore(tree)
-  names = part_names(len(trained) - 1)
-  params, stats = list(state.params), list(state.batch_stats)
-  for i, name in enumerate(names):
-    # A pre-stage may have no part of the network in it.
-    params[i] = tree.get('params', {}).get(name, params[i])
-    stats[i] = tree.get('batch_stats', {}).get(name, stats[i])
-  objective = tree.get('objective', {})
-  params[-1] = _unnumbered(objective.get('params', {}), params[-1])
-  return TrainState(
-    step=tree['step'],
-    params=tuple(params),
-    batch_stats=tuple(stats),
-    objective_state=_unnumbered(
-      objective.get('state', {}), state.objective_state
-    ),
-    opt_state=_unnumbered(tree['opt_state'], state.opt_state),
-    rng=tree['rng'],
-  )
-
-
-def variables_to_tree(variables: Variables) -> Tree:
-  """A whole network's variables as nested dicts, by part."""
-  names = part_names(len(variables.params) - 1)
-  return {
-    'params': dict(zip(names, variables.params)),
-    'batch_stats': {n: s for n, s in zip(names, variables.batch_stats) if s},
-  }
+  tree = checkpoints.restore(trees.from_state(state, trained))
+  return trees.to_state(tree, state)
 
 
 def read_variables(
@@ -247,30 +214,16 @@ def read_variables(
 
   Args:
     directory: an orbax checkpoint with 'params' and 'batch_stats' by part.
-    template: the network's variables, or their shapes.
+    template: the network's variables, or their shapes; see `restore_tree`.
     parts: which ones to read (default all); the others stay `template`'s.
 
   Raises:
     UserError: it doesn't fit; names the part and both shapes.
   """
-  names = part_names(len(template.params) - 1)
-  wanted = range(len(names)) if parts is None else parts
-  if not wanted:
+  tree = trees.from_variables(template, parts)
+  if not tree:
     return template
-  tree = {
-    'params': {names[i]: template.params[i] for i in wanted},
-    'batch_stats': {
-      names[i]: template.batch_stats[i]
-      for i in wanted
-      if template.batch_stats[i]
-    },
-  }
-  tree = restore_tree(directory, _without_empty(tree))
-  params, stats = list(template.params), list(template.batch_stats)
-  for i in wanted:
-    params[i] = tree['params'][names[i]]
-    stats[i] = tree.get('batch_stats', {}).get(names[i], stats[i])
-  return Variables(tuple(params), tuple(stats))
+  return trees.to_variables(restore_tree(directory, tree), template)
 
 
 def read_objective(
@@ -286,38 +239,39 @@ def read_objective(
   Raises:
     UserError: it doesn't fit.
   """
-  tree = {'params': _numbered(params), 'state': _numbered(state)}
-  tree = restore_tree(directory, {'objective': _without_empty(tree)})
-  found = tree['objective']
-  return (
-    _unnumbered(found.get('params', {}), params),
-    _unnumbered(found.get('state', {}), state),
-  )
+  tree = trees.without_empty({'objective': trees.from_objective(params, state)})
+  found = restore_tree(directory, tree) if tree else {}
+  return trees.to_objective(found, params, state)
 
 
 def read_trained(
   directory: Path, template: Variables, trained: Sequence[bool]
 ) -> Variables:
   """`template` with the parts that a phase has trained."""
-  with contextlib.closing(PhaseCheckpoints(directory, read_only=True)) as saved:
-    return read_variables(
-      saved.state_directory(),
-      template,
-      [i for i, is_trained in enumerate(trained) if is_trained],
-    )
+  parts = [i for i, is_trained in enumerate(trained) if is_trained]
+  return read_variables(_last_arrays(directory), template, parts)
 
 
 def read_learned(directory: Path, params: Tree, state: Tree) -> Tree:
   """`read_objective` of a phase's directory."""
+  return read_objective(_last_arrays(directory), params, state)
+
+
+def _last_arrays(directory: Path) -> Path:
   with contextlib.closing(PhaseCheckpoints(directory, read_only=True)) as saved:
-    return read_objective(saved.state_directory(), params, state)
+    return saved.state_directory()
 
 
 def write_variables(directory: Path, variables: Variables) -> None:
-  """Writes a whole network's variables as one orbax checkpoint."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    tree = _without_empty(variables_to_tree(variables))
-    checkpointer.save(directory.absolute(), tree, force=True)
+  """Writes a whole network's variables as one orbax checkpoint.
+
+  Args:
+    directory: of the checkpoint; what is there is replaced.
+    variables: each process holds them in full: one writes, for all.
+  """
+  tree = jax.device_get(trees.from_variables(variables))
+  with ocp.StandardCheckpointer(multiprocessing_options=alone()) as writer:
+    writer.save(buckets.absolute(directory), tree, force=True)
 
 
 def is_finished(directory: Path) -> bool:
@@ -338,16 +292,16 @@ def teacher_checkpoint(path: str) -> Path:
   Raises:
     UserError: nothing of that kind is there, or the phase is not finished.
   """
-  root = Path(path).expanduser().absolute()
+  root = buckets.absolute(buckets.path(path, 'teacher.checkpoint'))
   for directory in (root / 'teacher', root):
-    steps = [d for d in directory.glob('*/state') if d.parent.name.isdigit()]
-    if steps and not is_finished(directory):
+    if not any(d.parent.name.isdigit() for d in directory.glob('*/state')):
+      continue
+    if not is_finished(directory):
       raise UserError(
         f'teacher.checkpoint = {path!r}: the training of {directory} is not '
         'finished'
       )
-    if steps:
-      return max(steps, key=lambda d: int(d.parent.name))
+    return _last_arrays(directory)
   for directory in (root / 'state', root):
     if (directory / '_METADATA').exists():
       return directory
@@ -355,11 +309,3 @@ def teacher_checkpoint(path: str) -> Path:
     f'teacher.checkpoint = {path!r}: neither a workdir with a teacher nor an '
     'orbax checkpoint'
   )
-
-
-def _without_empty(tree: Tree) -> Tree:
-  """Nested dicts without empty ones, which orbax does not store."""
-  if not isinstance(tree, Mapping):
-    return tree
-  pruned = {k: _without_empty(v) for k, v in tree.items()}
-  return {k: v for k, v in pruned.items() if not isinstance(v, Mapping) or v}

@@ -7,8 +7,6 @@ same command goes on where it was stopped; with more seeds, orders or objectives
 it runs what is new. The tables hold what the command names.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from cbkd_jax import command, config
@@ -27,11 +25,12 @@ def main() -> None:
   # Seconds to import, which neither help nor a wrong flag should cost.
   import rich.console
 
-  from cbkd_jax import comparison, preemption
+  from cbkd_jax import buckets, comparison, preemption
   from cbkd_jax.objectives import split
 
   plain = config.plain(values.config)
   config.check(plain)
+  directory = buckets.path(values.workdir, '--workdir')
   command.set_up_devices(plain)
   objectives = split(values.objectives or '')
   if values.objectives is not None and not objectives:
@@ -41,7 +40,7 @@ def main() -> None:
     orders = list(OBJECTIVE_ORDERS if objectives else ORDERS)
   comparison.compare(
     plain,
-    Path(values.workdir),
+    directory,
     seeds=values.seeds,
     orders=orders,
     objectives=objectives,

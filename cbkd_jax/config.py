@@ -92,6 +92,11 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   'data.train_size': (_count, 'an integer of at least 1'),
   'data.validation_size': (_from_zero, 'an integer of at least 0'),
   'data.resize': (_from_zero, 'an integer of at least 0'),
+  'data.workers': (_from_zero_count, 'an integer of at least 0'),
+  'data.crop_area': (
+    lambda v: _above_zero(v) and v <= 1,
+    'a number above 0 and at most 1',
+  ),
   'data.pad': (_from_zero, 'an integer of at least 0'),
   'data.cutout': (_from_zero, 'an integer of at least 0 (0: off)'),
   'data.mixup': (_from_zero, 'a number of at least 0 (0: off)'),
@@ -110,6 +115,8 @@ _CHOICES = {
   'order': ORDERS,
   'compute_dtype': ('float32', 'bfloat16'),
   'spmd': ('pmap', 'shard_map', 'jit'),
+  'data.pipeline': ('resident', 'stream'),
+  'data.crop': ('none', 'random_resized'),
   'cache.dtype': ('exact', 'bfloat16', 'uint8'),
   'cache.place': ('auto', 'device', 'host'),
 }

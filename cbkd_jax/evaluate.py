@@ -5,7 +5,6 @@ example once. Batch size and number of devices don't change the result.
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
 
@@ -23,9 +22,9 @@ def main() -> None:
   # Seconds to import, which neither help nor a wrong flag should cost.
   import rich.console
 
-  from cbkd_jax import finished_run
+  from cbkd_jax import buckets, finished_run
 
-  directory = Path(values.workdir)
+  directory = buckets.path(values.workdir, '--workdir')
   command.set_up_devices(finished_run.read_config(directory))
   found = finished_run.evaluate(
     directory,

@@ -9,14 +9,14 @@ from scipy import special
 from cbkd_jax import step
 from cbkd_jax.batch import Examples
 from cbkd_jax.blocks import Network, Variables
-from cbkd_jax.data import Split
+from cbkd_jax.data import Split, Streamed
 from cbkd_jax.data.augment import Augmentation
 
 
 def predict(
   network: Network,
   variables: Variables,
-  split: Split,
+  split: Split | Streamed,
   augmentation: Augmentation,
   replicas: step.Replicas,
   batch_size: int,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from cbkd_jax import (
   sharding,
   stages,
   step,
+  stream_checks,
 )
 from cbkd_jax import replicas as replicas_
 from cbkd_jax.blocks import Architecture, Network
@@ -29,6 +31,8 @@ from cbkd_jax.fit import Pace
 from cbkd_jax.stages import Stage
 
 _STEPS_PER_CALL = 100  # where a backend runs loops well
+# Images that a device is sent for one call; those of the next wait there too.
+_STREAMED_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,11 @@ class Experiment:
   @property
   def image_shape(self) -> tuple[int, int, int]:
     return tuple(self.config['data']['image_shape'])
+
+  @property
+  def streams(self) -> bool:
+    """Whether images are read from disk as the steps need them."""
+    return self.config['data']['pipeline'] == 'stream'
 
   @functools.cached_property
   def teacher_network(self) -> Network:
@@ -282,6 +291,10 @@ def build(
     )
   on_cpu = replicas.devices[0].platform == 'cpu'
   per_call = config['steps_per_call'] or (1 if on_cpu else _STEPS_PER_CALL)
+  if data['pipeline'] == 'stream' and not config['steps_per_call']:
+    examples = config['batch_size'] // len(replicas.devices)
+    size = examples * math.prod(data['image_shape'])
+    per_call = max(1, min(per_call, _STREAMED_BYTES // size))
   teacher_fields = {
     k: v
     for k, v in teacher.items()
@@ -306,6 +319,7 @@ def build(
   )
   objective_checks.check(experiment)
   _check_cache(experiment)
+  stream_checks.check(experiment)
   return experiment
 
 
@@ -376,23 +390,32 @@ def plan_augmentation(config: Mapping[str, Any]) -> Augmentation:
 
 
 def load_data(values: Mapping[str, Any]) -> data.Dataset:
-  """Reads the data set and checks it against the config."""
+  """Reads the data set, or opens it, and checks it against the config."""
   fields = values['data']
-  return data.load(
+  shape = tuple(fields['image_shape'])
+  common = {
+    'data_dir': fields['dir'],
+    'train_split': fields['train_split'],
+    'test_split': fields['test_split'],
+    'validation_size': fields['validation_size'],
+    'resize': fields['resize'],
+    'expected_classes': fields['classes'],
+    'expected_train_size': fields['train_size'],
+  }
+  if fields['pipeline'] == 'resident':
+    return data.load(fields['name'], **common, expected_shape=shape)
+  return data.stream(
     fields['name'],
-    data_dir=fields['dir'],
-    train_split=fields['train_split'],
-    test_split=fields['test_split'],
-    validation_size=fields['validation_size'],
-    resize=fields['resize'],
-    expected_classes=fields['classes'],
-    expected_shape=tuple(fields['image_shape']),
-    expected_train_size=fields['train_size'],
+    **common,
+    image_shape=shape,
+    crop=fields['crop'],
+    crop_area=fields['crop_area'],
+    workers=fields['workers'],
   )
 
 
 def augmentation_for(
-  values: Mapping[str, Any], train: data.Split
+  values: Mapping[str, Any], train: data.Split | data.Streamed
 ) -> Augmentation:
   """The config's augmentation, mean and std measured where it has none."""
   fields = values['data']

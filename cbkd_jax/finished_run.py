@@ -33,10 +33,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     UserError: no finished run.
   """
   student.check_finished(directory / 'student')
-  return {
-    **config.defaults(),
-    **workdir.read_json(directory / 'config.json'),
-  }
+  default = config.defaults()
+  found = workdir.read_json(directory / 'config.json')
+  return {**default, **found, 'data': {**default['data'], **found['data']}}
 
 
 def evaluate(
@@ -97,7 +96,7 @@ def evaluate(
     logits['student'], logits['teacher']
   )
   return {
-    'dataset': {'name': dataset.name, 'test': len(dataset.test.labels)},
+    'dataset': {'name': dataset.name, 'test': len(dataset.test)},
     **figures,
   }
 

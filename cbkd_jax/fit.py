@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from cbkd_jax import cache, checkpoints, step
 from cbkd_jax.blocks import Variables
-from cbkd_jax.data import sampler
 from cbkd_jax.errors import NonFiniteLossError, Preempted
+from cbkd_jax.feed import Feed
 from cbkd_jax.monitoring import Monitor
 from cbkd_jax.optimizer import learning_rate_fn
 
@@ -58,7 +57,7 @@ def fit(
   kept: cache.Kept | None,
   replicas: step.Replicas,
   pace: Pace,
-  sample_seed: int,
+  feed: Feed,
   saved: checkpoints.PhaseCheckpoints,
   monitor: Monitor,
   steps_before: int,
@@ -77,7 +76,7 @@ def fit(
     kept: what the phase can't change; None where it is computed.
     replicas: the devices.
     pace: how often what happens.
-    sample_seed: chooses the order of the examples.
+    feed: gives each call its batches.
     saved: where checkpoints go.
     monitor: where metrics go.
     steps_before: steps of earlier phases, for TensorBoard's axis.
@@ -96,11 +95,9 @@ def fit(
   total = spec.training.steps
   program = step.compiled_train(spec, replicas)
   rate = learning_rate_fn(spec.training)
-  devices, own = len(replicas.devices), list(replicas.own)
   # Two collective programs at a time can starve each other of threads on
   # virtual CPU devices; on a single one there is nothing to gain.
   waits = replicas.devices[0].platform == 'cpu'
-  num_examples = train.images.shape[0]
   done = int(state.step)
   began, before = time.monotonic(), clock.seconds
   compiled: dict[int, Callable] = {}
@@ -144,18 +141,7 @@ def fit(
         saved.save(*_checkpoint(state, spec, monitor, clock, kept))
         raise Preempted(f'{name}: stopped at step {done} of {total}, saved')
       end = min((done // pace.per_call + 1) * pace.per_call, total)
-      rows = sampler.rows(
-        sample_seed,
-        num_examples,
-        pace.batch_size,
-        done,
-        end - done,
-        spec.fixed_views,
-      )
-      rows = rows.reshape(end - done, devices, -1).swapaxes(0, 1)
-      rows = np.ascontiguousarray(rows[own])
-      drawn = kept.draw(spec, rows) if kept else step.Drawn(rows)
-      drawn = replicas.put_shares(drawn)
+      drawn = feed.draw(done, end - done, pending and pending[1])
       if end - done not in compiled:
         waited = time.monotonic()
         compiled[end - done] = program.compiled(state, teacher, train, drawn)

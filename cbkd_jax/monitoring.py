@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from cbkd_jax import buckets
+
 _PLAIN_SECONDS = 10  # between two lines where the output is no terminal
 
 
@@ -19,15 +22,28 @@ class Monitor:
 
   metrics.jsonl holds no times: that of a resumed run is the same, byte for
   byte, as that of a run that was never interrupted.
+
+  Args:
+    workdir: of the run. In a bucket nothing can be appended to: there the
+      files grow on the local disk and are copied whenever a checkpoint asks
+      for the `position`, and at the end.
+    console: where progress is shown.
+    writes: False in a process that leaves all files to another one.
   """
 
   def __init__(
     self, workdir: Path, console: rich.console.Console, writes: bool = True
   ):
     self.console = console
-    self._writes = writes
-    self._path = workdir / 'metrics.jsonl'
-    self._tensorboard_dir = workdir / 'tensorboard'
+    self._workdir, self._writes = workdir, writes
+    self._copied: dict[Path, int] = {}
+    self._temporary = None
+    local = workdir
+    if writes and buckets.is_bucket(workdir):
+      self._temporary = tempfile.TemporaryDirectory(prefix='cbkd_jax_')
+      local = Path(self._temporary.name)
+    self._path = local / 'metrics.jsonl'
+    self._tensorboard_dir = local / 'tensorboard'
     self._file = None
     self._board = None
 
@@ -38,9 +54,13 @@ class Monitor:
       position: bytes of metrics.jsonl to keep.
       global_step: steps taken in all phases; TensorBoard drops what is later.
     """
-    self.close()
+    self._flush_and_close()
     if not self._writes:
       return
+    self._copied.clear()
+    log = self._workdir / self._path.name
+    if self._temporary and log.exists():
+      self._path.write_bytes(log.read_bytes())
     self._path.touch()
     with self._path.open('r+b') as file:
       # Never longer: a log that someone has cut is not filled up with zeros.
@@ -51,10 +71,11 @@ class Monitor:
     )
 
   def position(self) -> int:
-    """Bytes in metrics.jsonl."""
+    """Bytes in metrics.jsonl, which is safe there; 0 if another writes it."""
     if not self._writes:
       return 0
     self._file.flush()
+    self._copy()
     return self._path.stat().st_size
 
   def write(
@@ -77,11 +98,30 @@ class Monitor:
         self._board.add_scalar(name, value, global_step)
 
   def close(self) -> None:
-    """Flushes and closes the files."""
+    """Flushes and closes the files; the object is of no use afterwards."""
+    self._flush_and_close()
+    if self._temporary:
+      self._temporary.cleanup()
+
+  def _flush_and_close(self) -> None:
     if self._file:
       self._file.close()
       self._board.close()
       self._file = self._board = None
+      self._copy()
+
+  def _copy(self) -> None:
+    """Copies to the bucket what has grown since."""
+    if not self._temporary:
+      return
+    if self._board:
+      self._board.flush()
+    for path in self._path, *self._tensorboard_dir.iterdir():
+      size = path.stat().st_size
+      if self._copied.get(path) != size:
+        name = path.relative_to(self._path.parent)
+        (self._workdir / name).write_bytes(path.read_bytes())
+        self._copied[path] = size
 
   @contextlib.contextmanager
   def progress(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from cbkd_jax import (
@@ -15,6 +16,7 @@ from cbkd_jax import (
   cache,
   checkpoints,
   evaluation,
+  feed,
   placement,
   prediction,
   processes,
@@ -22,12 +24,13 @@ from cbkd_jax import (
   step,
 )
 from cbkd_jax.blocks import Variables
-from cbkd_jax.data import Dataset, Split
+from cbkd_jax.data import Dataset, Split, Streamed
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 from cbkd_jax.experiment import Experiment
 from cbkd_jax.fit import Clock, finish, fit
 from cbkd_jax.monitoring import Monitor
+from cbkd_jax.replicas import Replicas
 
 
 @dataclasses.dataclass
@@ -40,7 +43,8 @@ class Run:
     monitor: where metrics go.
     interrupted: whether a signal has arrived.
     augmentation: of the train split.
-    train: the train split, on the devices.
+    train: the train split, on the devices; without images where they are read
+      from disk.
     dataset: the data.
     splits: the splits to report on, 'test' first.
     teacher: its variables, once they are there.
@@ -56,7 +60,7 @@ class Run:
   augmentation: Augmentation
   dataset: Dataset
   train: step.Resident
-  splits: dict[str, Split]
+  splits: dict[str, Split | Streamed]
   teacher: Variables | None = None
   teacher_logits: dict[str, np.ndarray] = dataclasses.field(
     default_factory=dict
@@ -104,6 +108,14 @@ def run_phase(
     raise Preempted(f'{name}: not begun; what was done before is saved')
   directory = run.directory / name
   with contextlib.closing(checkpoints.PhaseCheckpoints(directory)) as saved:
+    for at, path in saved.half_written:
+      run.monitor.console.print(
+        f'{name}: ignored a half-written checkpoint (step {at}): {path}',
+        style='yellow',
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+      )
     progress = {'clock': {}, 'metrics_position': run.position, 'results': None}
     if saved.latest() is not None:
       progress = saved.progress()
@@ -152,7 +164,7 @@ def _train(
   if saved.latest() is None:
     state = step.create_train_state(spec, start(False), teacher, rng, previous)
   else:
-    state = _restore(spec, start(True), saved)
+    state = _restore(spec, start(True), saved, exp.replicas)
   clock = Clock(**progress['clock'])
   total = spec.training.steps
   run.monitor.open(
@@ -174,30 +186,45 @@ def _train(
     if kept:
       clock.seconds += kept.seconds
       clock.cache_seconds += kept.seconds
-    state, last = fit(
-      name,
+    given = feed.begin(
+      run.dataset.train,
       spec,
-      state,
-      teacher,
-      train,
+      seed=exp.sample_seed(name),
+      first_step=int(state.step),
       kept=kept,
+      batch_size=exp.pace.batch_size,
+      per_call=exp.pace.per_call,
       replicas=exp.replicas,
-      pace=exp.pace,
-      sample_seed=exp.sample_seed(name),
-      saved=saved,
-      monitor=run.monitor,
-      steps_before=run.steps_before,
-      interrupted=run.interrupted,
-      clock=clock,
-      meanwhile=functools.partial(
-        ahead.begin,
-        exp,
-        name,
-        run.augmentation,
-        len(run.train.images),
-        kept.plan.bytes if kept else 0,
-      ),
     )
+    with contextlib.closing(given):
+      state, last = fit(
+        name,
+        spec,
+        state,
+        teacher,
+        train,
+        kept=kept,
+        replicas=exp.replicas,
+        pace=exp.pace,
+        feed=given,
+        saved=saved,
+        monitor=run.monitor,
+        steps_before=run.steps_before,
+        interrupted=run.interrupted,
+        clock=clock,
+        meanwhile=functools.partial(
+          ahead.begin,
+          exp,
+          name,
+          run.augmentation,
+          len(run.dataset.train),
+          kept.plan.bytes if kept else 0,
+        ),
+      )
+      if said := feed.waiting(given.waited()):
+        run.monitor.console.print(
+          f'[yellow]{name}: {said}', highlight=False, soft_wrap=True
+        )
   figures = _evaluate(run, name, spec, state)
   progress['results'] = {
     'steps': total,
@@ -243,7 +270,7 @@ def _keep(
     Preempted: a signal has arrived.
   """
   exp, console = run.experiment, run.monitor.console
-  plan = cache.plan(spec, fields['dtype'], len(run.train.images))
+  plan = cache.plan(spec, fields['dtype'], len(run.dataset.train))
   rows = exp.pace.per_call * exp.pace.batch_size // len(exp.replicas.devices)
   place, why = placement.choose(plan, fields, exp.replicas, rows)
   # Of several processes the one with the least memory decides for all.
@@ -294,11 +321,19 @@ def _restore(
   spec: step.StepSpec,
   known: Variables,
   saved: checkpoints.PhaseCheckpoints,
+  replicas: Replicas,
 ) -> step.TrainState:
-  """A phase's state in the middle; `known` holds what it doesn't train."""
+  """A phase's state in the middle; `known` holds what it doesn't train.
+
+  What is read goes to the devices at once, to each what it is to hold.
+  """
   state = step.state_shapes(spec)
   state = state._replace(
     params=(*known.params, state.params[-1]), batch_stats=known.batch_stats
+  )
+  state = jax.tree.map(
+    lambda x: replicas.shape(x) if isinstance(x, jax.ShapeDtypeStruct) else x,
+    state,
   )
   return checkpoints.tree_to_state(saved, state, spec.trained)
 

@@ -75,9 +75,15 @@ def join(
     if _NOT_A_CLUSTER in str(error):
       signal.signal(signal.SIGABRT, signal.SIG_DFL)
       return
-    raise UserError(f'--coordinator={coordinator}: {error}') from None
+    raise UserError(f'{_at(coordinator)}: {error}') from None
   except RuntimeError as error:
-    raise Unreachable(f'--coordinator={coordinator}: {error}') from None
+    raise Unreachable(f'{_at(coordinator)}: {error}') from None
+
+
+def _at(coordinator: str | None) -> str:
+  if coordinator is None:
+    return 'joining the other processes of the cluster'
+  return f'--coordinator={coordinator}'
 
 
 def _check(

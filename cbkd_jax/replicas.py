@@ -97,6 +97,10 @@ class Replicas(NamedTuple):
     spec = (MODEL if i == longest else None for i in range(x.ndim))
     return NamedSharding(self.mesh, P(*spec))
 
+  def shape(self, x: Any) -> jax.ShapeDtypeStruct:
+    """Shape, type and place of an array that `divide` has placed."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.divided(x))
+
   def put(self, tree: Tree) -> Tree:
     """A copy of `tree` on every device; every process has the same `tree`."""
     return jax.tree.map(lambda x: _place(x, self.everywhere), tree)

@@ -10,6 +10,7 @@ import numpy as np
 
 from cbkd_jax import (
   blocks,
+  buckets,
   checkpoints,
   compression,
   models,
@@ -38,12 +39,12 @@ def save(
     variables: of the folded student, with the head that it predicts with.
     augmentation: its mean and std belong to the student.
   """
+  if not processes.is_first():
+    return
   directory.mkdir(exist_ok=True)
   checkpoints.write_variables(directory / 'weights', variables)
   student = exp.student
   predictor = objectives.parse(exp.stages[-1].objective).predictor
-  if not processes.is_first():
-    return
   workdir.write_json(
     directory / 'model.json',
     {
@@ -126,7 +127,7 @@ def load_student(
   """The student of a finished run.
 
   Args:
-    directory: the run's workdir.
+    directory: the run's workdir; may be in a bucket.
 
   Returns:
     A compiled function from images, uint8 `[batch, height, width, channels]`
@@ -136,7 +137,9 @@ def load_student(
   Raises:
     UserError: the workdir has no finished student.
   """
-  network, variables, augmentation = read(Path(directory) / 'student')
+  network, variables, augmentation = read(
+    buckets.path(directory, 'directory') / 'student'
+  )
 
   @jax.jit
   def logits(images: jax.Array) -> jax.Array:

@@ -64,9 +64,9 @@ def summarize(
     'wall': wall.seconds(),
     'dataset': {
       'name': dataset.name,
-      'train': len(dataset.train.labels),
-      'validation': len(dataset.validation.labels) if dataset.validation else 0,
-      'test': len(dataset.test.labels),
+      'train': len(dataset.train),
+      'validation': len(dataset.validation) if dataset.validation else 0,
+      'test': len(dataset.test),
     },
     'teacher': {**{k: v for k, v in teacher.items()}, **teacher_total},
     'stages': list(stages),

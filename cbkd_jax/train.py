@@ -4,8 +4,6 @@ Trains the teacher, distils it block by block, thaws and evaluates. The same
 command in the same workdir goes on where it was stopped.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from cbkd_jax import command, config
@@ -23,6 +21,7 @@ def main() -> None:
   import rich.console
 
   from cbkd_jax import (
+    buckets,
     data,
     experiment,
     listing,
@@ -47,12 +46,20 @@ def main() -> None:
   if not processes.is_first():
     console.quiet = True
   interrupted = preemption.listen()
+  directory, source = processes.together(
+    lambda: (
+      buckets.path(flags_.workdir, '--workdir'),
+      buckets.path(flags_.from_workdir, '--from_workdir')
+      if flags_.from_workdir
+      else None,
+    )
+  )
   training.train_and_evaluate(
     values,
-    Path(flags_.workdir),
+    directory,
     console=console,
     interrupted=interrupted,
-    from_workdir=Path(flags_.from_workdir) if flags_.from_workdir else None,
+    from_workdir=source,
     from_stage=flags_.from_stage,
   )
 

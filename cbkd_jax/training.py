@@ -73,7 +73,7 @@ def train_and_evaluate(
   config.check(values)
   processes.check_same(
     {
-      'config': workdir.compared(values),
+      'config': {**workdir.compared(values), 'mesh': values['mesh']},
       'workdir': str(directory),
       'from': [str(from_workdir), from_stage],
     }
@@ -180,7 +180,9 @@ def _start(
     + f' examples; {len(devices)} x {devices[0].device_kind}{among}',
     highlight=False,
   )
-  train = Resident(dataset.train.images, dataset.train.labels)
+  train = Resident(None, None)
+  if not exp.streams:
+    train = Resident(dataset.train.images, dataset.train.labels)
   return Run(
     experiment=exp,
     directory=directory,

@@ -1,28 +1,36 @@
-"""The files of a run besides its checkpoints: config, lock, atomic JSON."""
+"""The files of a run besides its checkpoints: config, lock, atomic JSON.
+
+A workdir is on a disk, or in a bucket and then without a lock: who starts two
+processes on one there mixes up two runs.
+"""
 
 import contextlib
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from cbkd_jax import buckets
 from cbkd_jax.errors import UserError
 
-# Fields that change no number of a run: they may differ when it is resumed.
-_FREE_FIELDS = ('compilation_cache',)
+# Fields that change no number of a run, but for rounding: they may differ when
+# it is resumed.
+_FREE_FIELDS = ('compilation_cache', 'data.workers', 'mesh.data', 'mesh.model')
 
 _MARK = '.begun'  # stands beside phases that are being copied
 
 
 def write_json(path: Path, value: Any) -> None:
   """Writes all of the file or nothing of it, and is on disk afterwards."""
+  text = json.dumps(value, indent=2) + '\n'
+  if buckets.is_bucket(path):
+    path.write_text(text)
+    return
   temporary = path.with_name(f'.{path.name}.tmp')
   with temporary.open('w') as file:
-    json.dump(value, file, indent=2)
-    file.write('\n')
+    file.write(text)
     file.flush()
     os.fsync(file.fileno())
   temporary.replace(path)
@@ -46,11 +54,15 @@ def read_json(path: Path) -> Any:
 def locked(workdir: Path) -> Iterator[None]:
   """Holds the workdir for this process; a dead process's lock is void.
 
-  The operating system drops the lock with the process that holds it.
+  The operating system drops the lock with the process that holds it. Nobody
+  would in a bucket: there is no lock there.
 
   Raises:
     UserError: another process has it.
   """
+  if buckets.is_bucket(workdir):
+    yield
+    return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     file = (workdir / '.lock').open('a+')
@@ -70,7 +82,7 @@ def check_free(workdir: Path) -> None:
   Raises:
     UserError: naming the process.
   """
-  if (workdir / '.lock').exists():
+  if not buckets.is_bucket(workdir) and (workdir / '.lock').exists():
     with (workdir / '.lock').open() as file:
       _take(workdir, file)
 
@@ -105,7 +117,7 @@ def check_config(
     raise UserError(f'workdir = {workdir}: is a file, must be a directory')
   path = workdir / 'config.json'
   if not path.exists():
-    others = set(os.listdir(workdir)) if workdir.exists() else set()
+    others = {p.name for p in workdir.iterdir()} if workdir.exists() else set()
     others -= {'.lock', '.config.json.tmp'}
     # With the mark, they are what a start that was cut short left behind.
     if others and _MARK not in others:
@@ -159,20 +171,25 @@ def begin(
     source: another run's workdir, whose finished phases are copied, and its
       log, which a resume cuts back to their end.
     phases: names of the phases to take.
+
+  Raises:
+    UserError: the bucket takes nothing.
   """
   mark = workdir / _MARK
   if mark.exists():
     for path in workdir.iterdir():
       if path.is_dir():
-        shutil.rmtree(path)
+        buckets.remove_tree(path)
       elif path.name not in ('.lock', _MARK):
         path.unlink()
   if phases:
-    mark.touch()
+    with buckets.told(workdir, 'workdir'):
+      mark.touch()
     for phase in phases:
-      shutil.copytree(source / phase, workdir / phase)
+      buckets.copy_tree(source / phase, workdir / phase)
     log = source / 'metrics.jsonl'
     if log.exists():
-      shutil.copyfile(log, workdir / log.name)
-  write_json(workdir / 'config.json', config)
+      (workdir / log.name).write_bytes(log.read_bytes())
+  with buckets.told(workdir, 'workdir'):
+    write_json(workdir / 'config.json', config)
   mark.unlink(missing_ok=True)

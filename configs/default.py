@@ -97,7 +97,8 @@ def get_config() -> ConfigDict:
         'model': 1,
       },
       # Training steps in one call of the device; None: 1 on CPU (loops
-      # around convolutions are slow there), 100 elsewhere.
+      # around convolutions are slow there), 100 elsewhere, fewer where their
+      # images are streamed and large.
       'steps_per_call': placeholder(int),
       # Bit-identical results on GPUs too, slower.
       'deterministic': False,
@@ -144,6 +145,21 @@ def get_config() -> ConfigDict:
         'validation_size': 0,
         # Images are averaged down to resize x resize pixels; 0: not.
         'resize': 0,
+        # 'resident': the train and test splits are decoded once and lie
+        # on every device. 'stream': they stay on disk and are read, by
+        # Grain, as the steps need them; `mean` and `std` must be given.
+        # Where nothing is cropped, both are the same run.
+        'pipeline': 'resident',
+        # For 'stream': processes that read; 0: threads of this process,
+        # which is enough where decoding is most of the work, for it
+        # doesn't hold Python's lock. Results don't depend on it.
+        'workers': 0,
+        # For 'stream': 'none', or 'random_resized': a random part of an
+        # image, of 3:4 to 4:3 and no less than `crop_area` of its area,
+        # scaled to `image_shape`; in evaluation the centre, 0.875 of the
+        # shorter side. It replaces `resize` and `pad`, which must be 0.
+        'crop': 'none',
+        'crop_area': 0.08,
         # What the data must turn out to be (a plan needs no data).
         'classes': 10,
         'image_shape': (32, 32, 3),

@@ -3,7 +3,6 @@
 import types
 
 import jax
-import numpy as np
 import pytest
 import tiny
 import tiny_run
@@ -16,8 +15,8 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 @pytest.mark.parametrize(
   ('place', 'objective'),
-  # Parameters of its own; plain; a second view.
-  [('nowhere', 'vid()'), ('device', 'kd'), ('host', 'mlkd()')],
+  # Parameters of its own; plain; a second view; images from disk.
+  [('nowhere', 'vid()'), ('device', 'kd'), ('host', 'mlkd()'), ('disk', 'kd')],
 )
 def test_a_phase_finds_its_program(tmp_path, monkeypatch, place, objective):
   """A run in which nothing is trained, but all is asked for."""
@@ -31,13 +30,10 @@ def test_a_phase_finds_its_program(tmp_path, monkeypatch, place, objective):
 
     return types.SimpleNamespace(compiled=compiled)
 
-  def fit(name, spec, *args, kept, replicas, pace, meanwhile, **more):
+  def fit(name, spec, *args, feed, pace, meanwhile, **more):
     del name, more
-    devices, steps = len(replicas.devices), spec.training.steps
-    shape = devices, min(pace.per_call, steps), pace.batch_size // devices
-    rows = np.zeros(shape, np.int32)
-    drawn = kept.draw(spec, rows) if kept else step.Drawn(rows)
-    asked[spec] = signature((*args, replicas.put_shares(drawn)))
+    drawn = feed.draw(0, min(pace.per_call, spec.training.steps))
+    asked[spec] = signature((*args, drawn))
     thread = meanwhile()
     if thread is not None:
       thread.join()
@@ -46,7 +42,10 @@ def test_a_phase_finds_its_program(tmp_path, monkeypatch, place, objective):
   monkeypatch.setattr(step, 'compiled_train', program)
   monkeypatch.setattr(phases, 'fit', fit)
   changes = {'objective': objective, 'steps_per_call': 4}
-  if place != 'nowhere':
+  if place == 'disk':
+    changes |= {'data__pipeline': 'stream'}
+    changes |= {'data__mean': (0.5,), 'data__std': (0.5,)}
+  elif place != 'nowhere':
     changes |= {'cache__prefix': True, 'cache__views': 2}
     changes |= {'cache__place': place}
   tiny_run.run(tmp_path / 'run', changes)

@@ -14,6 +14,9 @@ from cbkd_jax import workdir
 HERE = Path(__file__).parent
 CONFIG = f'--config={HERE}/tiny_run.py'
 
+STREAM = '--config.data.pipeline=stream'
+MOMENTS = '--config.data.mean=(.5,) --config.data.std=(.2,)'
+
 # What is given besides a good config, and what the line must say.
 CASES = {
   # Flags and fields.
@@ -55,7 +58,21 @@ CASES = {
   '--config.compression.init=slices': "did you mean 'slice'?",
   '--config.thaw.optimizer=adam': "did you mean 'adamw'?",
   '--config.thaw.schedule=cos': "did you mean 'cosine'?",
-  '--config.spmd=pjit': "spmd = 'pjit': must be one of pmap, shard_map",
+  '--config.spmd=pjit': "spmd = 'pjit': must be one of pmap, shard_map, jit",
+  # Tests have four devices.
+  '--config.mesh.data=3': (
+    'mesh.data = 3, mesh.model = 1: their product must be the number of '
+    'devices, 4'
+  ),
+  '--config.mesh.model=2': "mesh.model = 2: must be 1 with spmd = 'pmap'",
+  '--config.spmd=jit --config.mesh.model=3': 'mesh.data = None, mesh.model = 3',
+  '--config.spmd=jit --config.mesh.model=2 --config.mesh.data=4': (
+    'mesh.data = 4, mesh.model = 2: their product must be the number of'
+  ),
+  '--config.spmd=jit --config.sync_batch_norm=False': (
+    "sync_batch_norm = False: must be True with spmd = 'jit'"
+  ),
+  '--config.mesh.model=0': 'mesh.model = 0: must be an integer of at least 1',
   # Objectives that can't be read.
   '--config.objective=0.1*ce+': "objective = '0.1*ce+': not an objective",
   '--config.objective=': "objective = '': not an objective",
@@ -137,6 +154,48 @@ CASES = {
   '--config.data.mixup=.2 --config.thaw.objective=dkd': (
     'thaw: data.mixup = 0.2: must be 0 for dkd, which needs the labels of '
     'images that are not mixed'
+  ),
+  # Streams.
+  '--config.data.pipeline=streamed': (
+    "data.pipeline = 'streamed': must be one of resident, stream; did you mean "
+    "'stream'?"
+  ),
+  '--config.data.crop=random': (
+    "data.crop = 'random': must be one of none, random_resized; did you mean"
+  ),
+  '--config.data.workers=-1': 'data.workers = -1: must be an integer of at lea',
+  '--config.data.crop_area=0': 'data.crop_area = 0.0: must be a number above 0',
+  '--config.data.crop_area=1.5': 'data.crop_area = 1.5: must be a number above',
+  '--config.data.crop=random_resized': (
+    "data.crop = 'random_resized': must be 'none' with data.pipeline = "
+    "'resident'"
+  ),
+  f'{STREAM}': "data.mean = (): must be given with data.pipeline = 'stream'",
+  f'{STREAM} --config.data.mean=(.5,)': 'data.std = (): must be given with',
+  f'{STREAM} {MOMENTS} --config.data.crop=random_resized '
+  '--config.data.resize=8': (
+    "data.resize = 8: must be 0 with data.crop = 'random_resized'"
+  ),
+  f'{STREAM} {MOMENTS} --config.data.crop=random_resized --config.data.pad=1': (
+    "data.pad = 1: must be 0 with data.crop = 'random_resized'"
+  ),
+  f'{STREAM} {MOMENTS} --config.cache.prefix': (
+    "cache.prefix = True: must be False with data.pipeline = 'stream'"
+  ),
+  f'{STREAM} {MOMENTS} --config.cache.thaw': (
+    "cache.thaw = True: must be False with data.pipeline = 'stream'"
+  ),
+  f'{STREAM} {MOMENTS} --config.thaw.objective=crd': (
+    "thaw: data.pipeline = 'stream': must be resident for crd, which needs the "
+    'labels of all training examples'
+  ),
+  f'{STREAM} {MOMENTS} --config.data.crop=random_resized '
+  '--config.objective=mlkd': (
+    "stage_1: data.crop = 'random_resized': must be 'none' for mlkd, which "
+    'looks at two views of an image'
+  ),
+  f'{STREAM} {MOMENTS} --config.data.image_shape=(16,16,1)': (
+    'data.image_shape = (16, 16, 1), but digits has (8, 8, 1)'
   ),
   # Caches.
   '--config.cache.views=-1': 'cache.views = -1: must be an integer of at least',

@@ -106,11 +106,13 @@ def test_half_a_checkpoint_is_none(phase, variables, tmp_path):
   shutil.copytree(root / '3' / 'state', half / 'state')
   reader = PhaseCheckpoints(root, read_only=True)
   assert reader.latest() == 3
+  assert reader.half_written == ((9, half),)
   reader.close()
   # A reader has no business with it: another process may be writing it.
   assert half.exists()
   again = PhaseCheckpoints(root)
   assert again.latest() == 3
+  assert again.half_written == ((9, half),)
   _save(again, _state(variables, 9))
   again.close()
   assert again.latest() == 9

@@ -10,6 +10,7 @@ import warnings
 from typing import NamedTuple
 from unittest import mock
 
+import jax
 from absl import app, flags
 
 
@@ -19,6 +20,10 @@ class Ended(NamedTuple):
   code: int
   out: str
   err: str
+
+
+def _no_cluster(*_, **__):
+  raise ValueError('coordinator_address should be defined.')
 
 
 def call(module: str, *arguments: str) -> Ended:
@@ -32,6 +37,8 @@ def call(module: str, *arguments: str) -> Ended:
   with (
     mock.patch.object(sys, 'argv', [module, *arguments]),
     mock.patch.object(os, '_exit', sys.exit),  # what still compiles may go on
+    # JAX would not look for a cluster any more: it is in use.
+    mock.patch.object(jax.distributed, 'initialize', _no_cluster),
     contextlib.redirect_stdout(out),
     contextlib.redirect_stderr(err),
     warnings.catch_warnings(),

@@ -64,12 +64,22 @@ def test_boxes_by_hand():
 
 
 @functools.cache
-def program(replicas):
+def program(replicas, streamed=False):
   """`(step, indices [replicas, local_batch]) -> what a step sees`."""
+  setting = objectives.Setting(
+    blocks=1,
+    trained=(0,),
+    name='thaw',
+    steps=9,
+    batch_size=BATCH,
+    train_size=TRAIN_SIZE,
+    replicas=replicas,
+    axis_name=AXIS,
+  )
   plain = step.StepSpec(
     student=None,
     teacher=None,
-    objective=objectives.parse('ce'),
+    objective=objectives.parse('ce').bind(setting),
     training=Training(steps=9),
     trained=(True,),
     shared=0,
@@ -86,8 +96,11 @@ def program(replicas):
   def see(at, indices):
     rng = jax.random.key_data(jax.random.key(7))
     state = step.TrainState(at, (), (), {}, (), rng)
-    data = step.Resident(images, labels)
-    arguments = state, None, data, step.Drawn(indices)
+    data, drawn = step.Resident(images, labels), step.Drawn(indices)
+    if streamed:
+      own = step.Examples(images[indices], labels[indices])
+      data, drawn = step.Resident(None, None), drawn._replace(examples=own)
+    arguments = state, None, data, drawn
     shown = step.make_batch(plain, *arguments)
     assert shown.available['mixed'] is None
     batch = step.make_batch(both, *arguments)
@@ -99,10 +112,11 @@ def program(replicas):
   return jax.jit(jax.vmap(see, (None, 0), axis_name=AXIS))
 
 
-def look(at, replicas=1):
+def look(at, replicas=1, streamed=False):
   """Images as they are and mixed, labels, partners' labels, own shares."""
   indices = sampler.indices(0, TRAIN_SIZE, BATCH, at, 1)
-  found = program(replicas)(jnp.int32(at), indices.reshape(replicas, -1))
+  run = program(replicas, streamed)
+  found = run(jnp.int32(at), indices.reshape(replicas, -1))
   return [np.asarray(f).reshape(BATCH, *f.shape[2:]) for f in found]
 
 
@@ -134,6 +148,13 @@ def test_one_replica_is_four_replicas():
   for at in 6, 7:
     for one, four in zip(look(at), look(at, replicas=4), strict=True):
       np.testing.assert_array_equal(one, four)
+
+
+def test_replicas_see_each_others_images_where_none_holds_the_split():
+  for at in 6, 7:
+    streamed = look(at, replicas=4, streamed=True)
+    for mine, theirs in zip(look(at, replicas=4), streamed, strict=True):
+      np.testing.assert_array_equal(mine, theirs)
 
 
 def test_purposes_of_a_steps_key_differ():

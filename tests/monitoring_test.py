@@ -56,6 +56,16 @@ def test_a_log_that_someone_shortened_is_not_filled_up(tmp_path):
   assert len(_lines(tmp_path)) == 2
 
 
+def test_a_process_that_leaves_the_files_to_another_writes_none(tmp_path):
+  monitor = Monitor(tmp_path, _console(), writes=False)
+  monitor.open(0, 0)
+  monitor.write('teacher', 1, 1, {'loss': 1.0})
+  assert monitor.position() == 0
+  monitor.open(7, 1)
+  monitor.close()
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_tensorboard_has_every_figure_on_the_axis_of_all_steps(tmp_path):
   monitor = Monitor(tmp_path, _console())
   monitor.open(0, 100)

@@ -1,9 +1,9 @@
-"""Labelled images, read once and kept in memory as uint8 arrays.
+"""Labelled images: read once and kept in memory, or streamed from disk.
 
-`load` knows the embedded digits and every image-classification set that TFDS
-has prepared on disk in the array_record format, which is read without
-TensorFlow. What happens to the images in a training step is in `augment.py`,
-the order in which they come in `sampler.py`.
+`load` and `stream` know the embedded digits and every image-classification set
+that TFDS has prepared on disk in the array_record format, which is read
+without TensorFlow. What happens to the images in a training step is in
+`augment.py`, the order in which they come in `sampler.py`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from cbkd_jax.data import prepared
+from cbkd_jax.data import crops, prepared
+from cbkd_jax.data.opening import open_splits
 from cbkd_jax.data.prepared import check_name
+from cbkd_jax.data.streaming import Streamed
 from cbkd_jax.errors import UserError
 
-__all__ = ['Dataset', 'Split', 'check_name', 'load']
+__all__ = ['Dataset', 'Split', 'Streamed', 'check_name', 'load', 'stream']
 
 # Records decoded at once: a batch costs half the time of single records, and
 # one of ImageNet's 500x375 pixels stays below 150 MB.
@@ -43,13 +45,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-  """A data set's splits; `validation` is None where none is held out."""
+  """A data set's splits; `validation` is None where none is held out.
+
+  All three are in memory, or all three are streamed.
+  """
 
   name: str
   classes: int
-  train: Split
-  validation: Split | None
-  test: Split
+  train: Split | Streamed
+  validation: Split | Streamed | None
+  test: Split | Streamed
   class_names: tuple[str, ...]
 
 
@@ -88,48 +93,19 @@ def load(
     UserError: the set is unknown, not prepared or unreadable, has no `image`
       and `label`, or is not what was expected.
   """
-  for field, value in ('validation_size', validation_size), ('resize', resize):
-    if value < 0:
-      raise UserError(f'data.{field} = {value}, but it must be 0 or more')
-  check_name(name, data_dir)
-
-  if name == 'digits':
-    from cbkd_jax.data import digits
-
-    class_names = digits.CLASS_NAMES
-    train = digits.open_split(train_split, 'data.train_split')
-    test = digits.open_split(test_split, 'data.test_split')
-  else:
-    directory = prepared.find(name, data_dir)
-    builder, class_names = prepared.open_set(name, directory)
-    train = prepared.open_split(builder, name, train_split, 'data.train_split')
-    test = prepared.open_split(builder, name, test_split, 'data.test_split')
-
-  # What the headers tell is checked before any image is decoded.
-  classes = len(class_names)
-  if expected_classes not in (None, classes):
-    raise UserError(
-      f'data.classes = {expected_classes}, but {name} has {classes}'
-    )
-  if validation_size >= len(train):
-    raise UserError(
-      f'data.validation_size = {validation_size}, but {name} has only '
-      f'{len(train)} examples in data.train_split = {train_split!r}'
-    )
-  train_size = len(train) - validation_size
-  if expected_train_size not in (None, train_size):
-    held_out = (
-      f' after holding out data.validation_size = {validation_size}'
-      if validation_size
-      else ''
-    )
-    raise UserError(
-      f'data.train_size = {expected_train_size}, but {name} has {train_size} '
-      f'in data.train_split = {train_split!r}{held_out}'
-    )
-
-  everything = _read(train, name, classes, resize, expected_shape)
-  tested = _read(test, name, classes, resize, None)
+  opened = open_splits(
+    name,
+    data_dir=data_dir,
+    train_split=train_split,
+    test_split=test_split,
+    validation_size=validation_size,
+    resize=resize,
+    expected_classes=expected_classes,
+    expected_train_size=expected_train_size,
+  )
+  classes, train_size = len(opened.class_names), opened.train_size
+  everything = _read(opened.train, name, classes, resize, expected_shape)
+  tested = _read(opened.test, name, classes, resize, None)
   if tested.images.shape[1:] != everything.images.shape[1:]:
     raise UserError(
       f'{name} has train images of {everything.images.shape[1:]} and test '
@@ -145,7 +121,90 @@ def load(
     if validation_size
     else None,
     test=tested,
-    class_names=class_names,
+    class_names=opened.class_names,
+  )
+
+
+def stream(
+  name: str,
+  *,
+  data_dir: str,
+  train_split: str,
+  test_split: str,
+  validation_size: int,
+  resize: int,
+  crop: str,
+  crop_area: float,
+  workers: int,
+  expected_classes: int | None,
+  image_shape: tuple[int, int, int],
+  expected_train_size: int | None,
+) -> Dataset:
+  """Opens a data set whose images stay on disk until a step needs them.
+
+  Args:
+    name: as in `load`.
+    data_dir: as in `load`.
+    train_split: as in `load`.
+    test_split: as in `load`.
+    validation_size: as in `load`.
+    resize: as in `load`.
+    crop: 'none', or 'random_resized', see `Streamed`.
+    crop_area: the least area of a random crop, as a fraction of the image's.
+    workers: processes that read; 0: threads of this process.
+    expected_classes: as in `load`.
+    image_shape: (height, width, channels) that images have, or are cropped
+      and scaled to.
+    expected_train_size: as in `load`.
+
+  Returns:
+    The data set; one image of each split has been read.
+
+  Raises:
+    UserError: as `load` does; an image that is damaged or of another size is
+      found when its turn comes.
+  """
+  opened = open_splits(
+    name,
+    data_dir=data_dir,
+    train_split=train_split,
+    test_split=test_split,
+    validation_size=validation_size,
+    resize=resize,
+    expected_classes=expected_classes,
+    expected_train_size=expected_train_size,
+  )
+  if crop == 'none' and not resize and None in opened.shape:
+    raise UserError(
+      f"data.crop = 'none': {name} declares no single size of its images, "
+      f'{opened.shape}; set data.crop, or data.resize, which is 0'
+    )
+
+  def split(source: Any, first: int, size: int) -> Streamed:
+    found = Streamed(
+      source=source,
+      name=name,
+      first_record=first,
+      size=size,
+      classes=len(opened.class_names),
+      image_shape=tuple(image_shape),
+      resize=resize,
+      crop=crop,
+      crop_area=crop_area,
+      workers=workers,
+    )
+    found.read(np.arange(1))  # Reading it is the check.
+    return found
+
+  return Dataset(
+    name=name,
+    classes=len(opened.class_names),
+    train=split(opened.train, 0, opened.train_size),
+    validation=split(opened.train, opened.train_size, validation_size)
+    if validation_size
+    else None,
+    test=split(opened.test, 0, len(opened.test)),
+    class_names=opened.class_names,
   )
 
 
@@ -165,7 +224,7 @@ def _read(
     except Exception as e:
       raise prepared.unreadable(name, source.dataset_info.data_dir, e) from e
     for i, record in zip(ids, records):
-      image = _resized(record['image'], resize)
+      image = crops.area_averaged(record['image'], resize)
       if images is None:
         if expected_shape and tuple(expected_shape) != image.shape:
           raise UserError(
@@ -185,13 +244,3 @@ def _read(
       f'have 0 to {classes - 1}: choose a split that is labelled'
     )
   return Split(images, labels)
-
-
-def _resized(image: np.ndarray, resize: int) -> np.ndarray:
-  if not resize or image.shape[:2] == (resize, resize):
-    return image
-  import cv2
-
-  small = cv2.resize(image, (resize, resize), interpolation=cv2.INTER_AREA)
-  # OpenCV drops a single channel.
-  return small.reshape(resize, resize, image.shape[2])

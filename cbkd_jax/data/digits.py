@@ -13,6 +13,7 @@ import numpy as np
 from cbkd_jax.errors import UserError
 
 CLASS_NAMES = tuple('0123456789')
+SHAPE = (8, 8, 1)
 TEST_SIZE = 360
 _SPLIT = re.compile(r'(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?')
 

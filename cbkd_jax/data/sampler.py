@@ -28,16 +28,28 @@ def indices(
   """
   assert min(seed, first_step, steps) >= 0, (seed, first_step, steps)
   assert min(num_examples, batch_size) > 0, (num_examples, batch_size)
-  stream = np.empty(steps * batch_size, np.int32)
   start = first_step * batch_size
-  done = 0
-  while done < len(stream):
-    epoch, offset = divmod(start + done, num_examples)
-    part = _permutation(seed, epoch, num_examples)[offset:]
-    part = part[: len(stream) - done]
-    stream[done : done + len(part)] = part
-    done += len(part)
-  return stream.reshape(steps, batch_size)
+  positions = np.arange(start, start + steps * batch_size)
+  return at(seed, num_examples, positions).reshape(steps, batch_size)
+
+
+def at(seed: int, num_examples: int, positions: np.ndarray) -> np.ndarray:
+  """The examples at any positions of the stream.
+
+  Args:
+    seed: as for `indices`.
+    num_examples: size of the train split.
+    positions: `step * batch_size + position in the batch`, int64 [n].
+
+  Returns:
+    Positions in the train split, int32 [n].
+  """
+  found = np.empty(len(positions), np.int32)
+  epochs, offsets = np.divmod(positions, num_examples)
+  for epoch in np.unique(epochs):
+    here = epochs == epoch
+    found[here] = _permutation(seed, int(epoch), num_examples)[offsets[here]]
+  return found
 
 
 def rows(

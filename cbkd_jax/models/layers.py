@@ -61,8 +61,8 @@ def batch_norm(
   )
 
 
-def materialise(x: Array) -> Array:
-  """Keeps XLA from computing `x` again in everything that reads it.
+def materialise(x: Any) -> Any:
+  """Keeps XLA from computing `x`, arrays, in everything that reads it.
 
   On CPU it would fuse the chain of residual sums, from the first unit to the
   last, into every reader of the last: half the time of a training step of

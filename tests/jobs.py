@@ -1,0 +1,83 @@
+"""Processes of one CPU device each, on this machine: for tests.
+
+A process that JAX has joined to others takes SIGTERM for a notice and may wait
+for the others: whatever happens, all are ended by force.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+_SECONDS = 120  # until a test that hangs is ended
+
+
+def free_port() -> int:
+  """One that nobody listens at."""
+  with socket.socket() as found:
+    found.bind(('localhost', 0))
+    return found.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(
+  commands: Sequence[Sequence[Any]],
+  environments: Sequence[Mapping[str, str]] | None = None,
+) -> Iterator[list[subprocess.Popen]]:
+  """Runs `python ...` once for each list of arguments.
+
+  Args:
+    commands: the arguments.
+    environments: what each process has in its environment besides.
+  """
+  environment = {
+    **os.environ,
+    'PYTHONPATH': f'{HERE.parent}:{HERE}',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=1',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  processes = [
+    subprocess.Popen(
+      [sys.executable, *map(str, command)],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env={**environment, **own},
+    )
+    for command, own in zip(commands, environments or [{}] * len(commands))
+  ]
+
+  def end():
+    for process in processes:
+      process.kill()
+
+  timer = threading.Timer(_SECONDS, end)
+  timer.start()
+  try:
+    yield processes
+  finally:
+    timer.cancel()
+    end()
+    for process in processes:
+      process.communicate()
+
+
+def train(count: int, *arguments: str) -> list[list[str]]:
+  """The commands of `count` processes that train together."""
+  port = free_port()
+  return [
+    [
+      *('-m', 'cbkd_jax.train', f'--config={HERE}/tiny_run.py', *arguments),
+      f'--coordinator=localhost:{port}',
+      f'--processes={count}',
+      f'--process_id={i}',
+      '--join_timeout=60',
+    ]
+    for i in range(count)
+  ]

@@ -1,0 +1,74 @@
+"""Whole runs whose images are read from disk, beside resident ones."""
+
+import functools
+import itertools
+import json
+
+import pytest
+import tiny_run
+
+from cbkd_jax import feed, finished_run
+from cbkd_jax.errors import Preempted
+
+MOMENTS = {'data__mean': (0.3,), 'data__std': (0.35,)}
+RESIDENT = {
+  **MOMENTS,
+  'data__pad': 1,
+  'data__alternating_flip': True,
+  'data__mixup': 0.5,
+  'order': 'joint_inherited',
+  'teacher__steps': 14,
+  'stage__steps': 3,
+  'thaw__steps': 6,
+}
+STREAM = {**RESIDENT, 'data__pipeline': 'stream'}
+
+
+def metrics(directory):
+  lines = (directory / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """Their directory, and the summaries of a resident and a streamed run."""
+  home = tmp_path_factory.mktemp('runs')
+  return home, *(
+    tiny_run.run(home / name, changes)
+    for name, changes in (('resident', RESIDENT), ('stream', STREAM))
+  )
+
+
+def test_a_streamed_run_is_the_resident_one(runs):
+  home, one, two = runs
+  rows = metrics(home / 'stream')
+  assert rows == metrics(home / 'resident')
+  # 14 steps of 16 are more than two epochs of 96.
+  assert len({row['loss'] for row in rows if 'loss' in row}) > 20
+  assert two['student'] == one['student']
+  assert two['dataset'] == one['dataset']
+  found = finished_run.evaluate(home / 'stream')
+  assert found['student']['accuracy'] == two['student']['accuracy']
+
+
+def test_a_streamed_run_goes_on_where_it_was_stopped(
+  runs, tmp_path, monkeypatch
+):
+  home, _, whole = runs
+  # Within the teacher's training and within the student's; each session asks
+  # before each phase and before each step.
+  for calls in 8, 14:
+    answers = itertools.chain([False] * calls, itertools.repeat(True))
+    with pytest.raises(Preempted, match=r'stopped at step [1-9]'):
+      tiny_run.run(
+        tmp_path / 'run', STREAM, interrupted=functools.partial(next, answers)
+      )
+  # Whatever the wait, it is told of.
+  monkeypatch.setattr(feed, '_MUCH', -1)
+  console = tiny_run.console()
+  found = tiny_run.run(tmp_path / 'run', STREAM, console=console)
+  assert metrics(tmp_path / 'run') == metrics(home / 'stream')
+  assert found['student'] == whole['student']
+  said = console.file.getvalue()
+  assert said.count('the input is the limit') == 1
+  assert 'joint_inherited: waited for images ' in said
