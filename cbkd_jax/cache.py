@@ -217,7 +217,7 @@ def _used_leaves(spec: StepSpec) -> tuple[int, ...]:
   """
   setting = spec.objective.setting
   student, teacher = spec.shapes()
-  batch = setting.local_batch
+  batch = setting.micro_batch
   frozen = jax.eval_shape(
     functools.partial(frozen_outputs, spec),
     student,

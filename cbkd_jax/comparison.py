@@ -204,7 +204,13 @@ def _teachers(seed_directory: Path, values: Mapping[str, Any]) -> list[Path]:
 def _of_teacher(values: Mapping[str, Any]) -> dict[str, Any]:
   """The fields that a teacher depends on, defaults where it has none."""
   groups = ('data', 'teacher')
-  names = ('seed', 'batch_size', 'compute_dtype', 'sync_batch_norm')
+  names = (
+    'seed',
+    'batch_size',
+    'micro_batches',
+    'compute_dtype',
+    'sync_batch_norm',
+  )
   fields = {**workdir.flat(config.defaults()), **workdir.flat(values)}
   return {
     field: value

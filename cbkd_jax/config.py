@@ -71,6 +71,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     'an integer from 0 to 2147483647',
   ),
   'batch_size': (_count, 'an integer of at least 1'),
+  'micro_batches': (_count, 'an integer of at least 1'),
   'eval_batch_size': (_count, 'an integer of at least 1'),
   'inherit': (_count, 'an integer of at least 1'),
   'steps_per_call': (_count, 'an integer of at least 1, or None'),

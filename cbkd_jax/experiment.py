@@ -141,6 +141,7 @@ class Experiment:
       batch_size=self.config['batch_size'],
       train_size=self.config['data']['train_size'],
       replicas=self.replicas.count,
+      micro_batches=self.config['micro_batches'],
       axis_name=self.replicas.axis,
     )
 
@@ -169,6 +170,7 @@ class Experiment:
       augmentation=augmentation,
       image_shape=self.image_shape,
       sync_batch_norm=self.config['sync_batch_norm'],
+      micro_batches=self.config['micro_batches'],
       fixed_views=fixed_views,
       axis=self.replicas.axis,
     )
@@ -199,6 +201,7 @@ class Experiment:
       augmentation=augmentation,
       image_shape=self.image_shape,
       sync_batch_norm=self.config['sync_batch_norm'],
+      micro_batches=self.config['micro_batches'],
       axis=self.replicas.axis,
     )
 
@@ -345,6 +348,11 @@ def _replicas(
     raise UserError(
       f'batch_size = {config["batch_size"]}: must be a multiple of the '
       f'number of devices, {count}'
+    )
+  local, parts = config['batch_size'] // count, config['micro_batches']
+  if local % parts:
+    raise UserError(
+      f'micro_batches = {parts}: must divide the batch of a device, {local}'
     )
   return step.Replicas(spmd, replicas_.in_order(devices, spmd, model), model)
 

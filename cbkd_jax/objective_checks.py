@@ -1,13 +1,14 @@
 """Whether a plan's objectives can do their work, found before anything runs."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from cbkd_jax import blocks, objectives, supply
 from cbkd_jax.errors import UserError
+from cbkd_jax.objectives.method import BatchWise, Method
 from cbkd_jax.stages import Stage
 
 if TYPE_CHECKING:
@@ -83,6 +84,24 @@ def _check_mixing(
       )
 
 
+def _check_examples(methods: Sequence[Method]) -> None:
+  """Refuses relations between too few examples: nothing would be learned.
+
+  Raises:
+    UserError: naming the method, what it sees and what it needs.
+  """
+  for method in methods:
+    if not isinstance(method, BatchWise):
+      continue
+    setting, least = method.setting, method.least_examples
+    if method.examples < least:
+      raise UserError(
+        f'batch_size = {setting.batch_size}, micro_batches = '
+        f'{setting.micro_batches}: {method.name} sees {method.examples} '
+        f'example(s) at once, and must see at least {least}'
+      )
+
+
 def _check_stage(experiment: 'Experiment', stage: Stage) -> None:
   """Lets a stage's methods look at the shapes that they will see.
 
@@ -101,10 +120,11 @@ def _check_stage(experiment: 'Experiment', stage: Stage) -> None:
     )
   if not objective.uses_teacher:
     return
+  _check_examples(methods)
   teacher, image_shape = experiment.local.network(), experiment.image_shape
   student = experiment.network(stage, local=True)
   ours, theirs = (
-    blocks.view_shapes(network, image_shape, objective.local_batch)
+    blocks.view_shapes(network, image_shape, objective.micro_batch)
     for network in (student, teacher)
   )
   head = blocks.shapes(teacher, image_shape).params[-1]

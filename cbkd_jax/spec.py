@@ -33,6 +33,7 @@ class StepSpec:
       new one in every step.
     cache: how the outputs that the phase can't change are kept; None: they
       are computed in every step. Needs `fixed_views`.
+    micro_batches: parts into which a replica divides its share of a batch.
     axis: the replicas' axis; None where a step sees the whole batch.
   """
 
@@ -47,6 +48,7 @@ class StepSpec:
   sync_batch_norm: bool = True
   fixed_views: int | None = None
   cache: Layout | None = None
+  micro_batches: int = 1
   axis: str | None = AXIS
 
   @property

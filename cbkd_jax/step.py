@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbkd_jax import blocks, collectives
+from cbkd_jax import accumulation, blocks, collectives
 from cbkd_jax.batch import Batch, Drawn, Examples, Resident, make_batch
 from cbkd_jax.blocks import Network, Tree, Variables, View
 from cbkd_jax.data.augment import Augmentation, normalise
@@ -74,7 +74,7 @@ def _compiled_create(on_cpu: bool) -> Callable[..., TrainState]:
 
 
 def _new_state(spec, student, teacher, rng, previous):
-  batch = spec.objective.local_batch
+  batch = spec.objective.micro_batch
   student_view, teacher_view, _ = jax.eval_shape(
     lambda s, t, x: views(spec, s, t, x, (False,) * len(spec.trained)),
     student,
@@ -103,8 +103,13 @@ def train_step(
   teacher: Variables | None,
   data: Resident,
   drawn: Drawn,
+  unroll: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of one replica.
+
+  Of several micro-batches each runs forward and backward by itself; batch
+  statistics and the objective's state go from one to the next, and the step
+  follows the mean of the gradients.
 
   Args:
     spec: the stage (static).
@@ -112,28 +117,21 @@ def train_step(
     teacher: the teacher's variables; parts before `spec.shared` may be None.
     data: the whole train split.
     drawn: this replica's share of the batch.
+    unroll: whether micro-batches avoid a loop, see `train_steps`.
 
   Returns:
     The new state, and metrics over the global batch: 'loss', each term by its
     key, 'accuracy', 'grad_norm' (before clipping, of what is trained).
   """
   trained = (*spec.trained, True)
-  batch = make_batch(spec, state, teacher, data, drawn)
-
-  def loss_fn(trained_params):
-    params = merge(trained, trained_params, state.params)
-    return loss(spec, state._replace(params=params), teacher, batch)
-
-  # Only trained parameters are differentiated; the optimiser's mask then
-  # says the same thing once more, for its state, decay and clipping.
-  trained_params = tuple(p for p, t in zip(state.params, trained) if t)
-  (value, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-    trained_params
+  (batch_stats, objective_state), (grads, metrics) = accumulation.mean(
+    functools.partial(_differentiate, spec, state, teacher),
+    (state.batch_stats, state.objective_state),
+    make_batch(spec, state, teacher, data, drawn),
+    spec.micro_batches,
+    unroll,
   )
-  terms, objective_state, batch_stats, logits = aux
   grads = collectives.mean(grads, spec.axis)
-  accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.available['labels'])
-  metrics = {'loss': value, **terms, 'accuracy': accuracy}
   metrics = collectives.mean(metrics, spec.axis)
   metrics['grad_norm'] = optax.tree.norm(grads)
   if not spec.sync_batch_norm:
@@ -162,13 +160,46 @@ def train_step(
   return state, metrics
 
 
+def _differentiate(
+  spec: StepSpec,
+  state: TrainState,
+  teacher: Variables | None,
+  carried: tuple[tuple[Tree, ...], Tree],
+  batch: Batch,
+) -> tuple[tuple[tuple[Tree, ...], Tree], tuple[tuple[Tree, ...], Any]]:
+  """A (micro-)batch's `(carried, (gradients of what trains, metrics))`.
+
+  `carried` are the student's batch_stats and the objective's state.
+  """
+  trained = (*spec.trained, True)
+  batch_stats, objective_state = carried
+  state = state._replace(
+    batch_stats=batch_stats, objective_state=objective_state
+  )
+
+  def loss_fn(trained_params):
+    params = merge(trained, trained_params, state.params)
+    return loss(spec, state._replace(params=params), teacher, batch)
+
+  # Only trained parameters are differentiated; the optimiser's mask then
+  # says the same thing once more, for its state, decay and clipping.
+  trained_params = tuple(p for p, t in zip(state.params, trained) if t)
+  (value, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+    trained_params
+  )
+  terms, objective_state, batch_stats, logits = aux
+  accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.available['labels'])
+  metrics = {'loss': value, **terms, 'accuracy': accuracy}
+  return (batch_stats, objective_state), (grads, metrics)
+
+
 def loss(
   spec: StepSpec,
   state: TrainState,
   teacher: Variables | None,
   batch: Batch,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-  """What a replica minimises, over its share of a batch.
+  """What a replica minimises, over its share of a batch or a part of that.
 
   Args:
     spec: the phase.
@@ -238,7 +269,7 @@ def train_steps(
   """
 
   def body(state, one):
-    return train_step(spec, state, teacher, data, one)
+    return train_step(spec, state, teacher, data, one, unroll)
 
   steps = len(drawn.rows)
   if steps == 1:  # a scan of one step would still be a loop

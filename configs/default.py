@@ -62,6 +62,11 @@ def get_config() -> ConfigDict:
       'seed': 0,
       # Examples per step, over all devices together.
       'batch_size': 128,
+      # Parts into which each device divides its share of a batch, to need less
+      # memory: their gradients' mean makes one optimiser step. Batch
+      # statistics, and relations between examples, are of each part alone.
+      # On CPU a program of n parts takes n times as long to compile.
+      'micro_batches': 1,
       # Examples per evaluation step; results do not depend on it.
       'eval_batch_size': 500,
       # What a stage and the thaw minimise: weights, methods and their

@@ -121,6 +121,14 @@ CASES = {
   '--config.batch_size=18': (
     'batch_size = 18: must be a multiple of the number of devices, 4'
   ),
+  '--config.micro_batches=0': 'micro_batches = 0: must be an integer of at le',
+  '--config.micro_batches=3': (
+    'micro_batches = 3: must divide the batch of a device, 4'
+  ),
+  '--config.micro_batches=2 --config.objective=rkd': (
+    'stage_1: batch_size = 16, micro_batches = 2: rkd sees 2 example(s) at '
+    'once, and must see at least 3'
+  ),
   '--config.data.classes=11': 'data.classes = 11, but digits has 10',
   '--config.data.image_shape=(8,8,3)': (
     'data.image_shape = (8, 8, 3), but digits has (8, 8, 1)'

@@ -81,6 +81,7 @@ class CorrelationCongruence(Looking, Learned, BatchWise):
   )
   recipe: ClassVar[str] = 'ce + 0.02*cc(dimension=128)'
   knowledge: ClassVar[str] = 'relation'
+  least_examples: ClassVar[int] = 2
   may_pool: ClassVar[bool] = True
 
   def __post_init__(self):

@@ -106,6 +106,7 @@ class HeterogeneousKnowledgeDistillation(Looking, BatchWise):
     'ce + kd(temperature=4) + hkd(initial_weight=100, decay=0.7)'
   )
   knowledge: ClassVar[str] = 'relation'
+  least_examples: ClassVar[int] = 2
   needs: ClassVar[tuple[str, ...]] = ('epoch',)
 
   def __post_init__(self):

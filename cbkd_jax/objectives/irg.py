@@ -103,6 +103,7 @@ class InstanceRelationshipGraph(Consecutive, BatchWise):
     'ce + kd(temperature=4) + 0.005*irg(graph=1, transform=1)'
   )
   knowledge: ClassVar[str] = 'relation'
+  least_examples: ClassVar[int] = 3
 
   def __post_init__(self):
     super().__post_init__()

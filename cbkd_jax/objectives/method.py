@@ -50,6 +50,7 @@ class Setting:
     batch_size: examples per step over all replicas.
     train_size: examples in the train split.
     replicas: how many share a batch.
+    micro_batches: parts into which each divides its share.
     axis_name: of the replicas' axis; None outside of a step.
     preparing: whether this is the phase's pre-stage.
     prepares_blocks: whether that trains blocks.
@@ -62,14 +63,15 @@ class Setting:
   batch_size: int = 1
   train_size: int = 1
   replicas: int = 1
+  micro_batches: int = 1
   axis_name: str | None = None
   preparing: bool = False
   prepares_blocks: bool = True
 
   @property
-  def local_batch(self) -> int:
-    """Examples per step on one replica."""
-    return self.batch_size // self.replicas
+  def micro_batch(self) -> int:
+    """Examples that the loss of one replica sees at once."""
+    return self.batch_size // (self.replicas * self.micro_batches)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,9 +215,18 @@ class BatchWise(Method):
 
   Its loss sees this replica's examples, with `global_batch` those of all: the
   views (and `labels`, `indices`, `keys`, `second_view`) are gathered before.
+  Of fewer than `least_examples` it is constant.
   """
 
   global_batch: bool = False
+
+  least_examples: ClassVar[int] = 1
+
+  @property
+  def examples(self) -> int:
+    """How many its loss sees at once."""
+    replicas = self.setting.replicas if self.global_batch else 1
+    return self.setting.micro_batch * replicas
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

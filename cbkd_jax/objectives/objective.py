@@ -102,9 +102,9 @@ class Objective:
     return self.terms[0].method.setting
 
   @property
-  def local_batch(self) -> int:
-    """Examples per step on one replica."""
-    return self.setting.local_batch
+  def micro_batch(self) -> int:
+    """Examples that the loss of one replica sees at once."""
+    return self.setting.micro_batch
 
   @property
   def goes_on(self) -> bool:

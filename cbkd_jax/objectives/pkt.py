@@ -61,6 +61,7 @@ class ProbabilisticKnowledgeTransfer(Looking, BatchWise):
   )
   recipe: ClassVar[str] = 'ce + 30000*pkt'
   knowledge: ClassVar[str] = 'relation'
+  least_examples: ClassVar[int] = 2
   may_pool: ClassVar[bool] = True
 
   def loss(

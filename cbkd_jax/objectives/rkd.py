@@ -106,6 +106,7 @@ class RelationalKnowledgeDistillation(Looking, BatchWise):
   )
   recipe: ClassVar[str] = 'ce + rkd(distance=25, angle=50)'
   knowledge: ClassVar[str] = 'relation'
+  least_examples: ClassVar[int] = 3
   may_pool: ClassVar[bool] = True
 
   def __post_init__(self):

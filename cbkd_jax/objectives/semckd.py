@@ -79,18 +79,12 @@ class SemanticCalibration(Looking, Learned, BatchWise):
     super().__post_init__()
     self.require_positive('factor', 'soft')
 
-  @property
-  def columns(self) -> int:
-    """Examples that an example's similarities are to."""
-    setting = self.setting
-    return setting.batch_size if self.global_batch else setting.local_batch
-
   def init(
     self, rng: jax.Array, student_view: View, teacher_view: View
   ) -> dict[str, Any]:
-    if self.columns < self.factor:
+    if self.examples < self.factor:
       raise UserError(
-        f'{self.name}.factor = {self.factor}: must be at most {self.columns}, '
+        f'{self.name}.factor = {self.factor}: must be at most {self.examples}, '
         'the examples that its loss sees at once'
       )
     queries, keys, projections = jax.random.split(rng, 3)
@@ -143,12 +137,12 @@ class SemanticCalibration(Looking, Learned, BatchWise):
 
   @property
   def _embedding(self) -> Embedding:
-    return Embedding(self.columns // self.factor)
+    return Embedding(self.examples // self.factor)
 
   def _init_embeddings(
     self, rng: jax.Array, cuts: Iterable[int]
   ) -> dict[str, Any]:
-    row = jax.ShapeDtypeStruct((1, self.columns), jnp.float32)
+    row = jax.ShapeDtypeStruct((1, self.examples), jnp.float32)
     return {
       f'cut_{cut}': init_module(
         self._embedding, jax.random.fold_in(rng, cut), row

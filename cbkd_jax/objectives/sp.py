@@ -61,6 +61,7 @@ class SimilarityPreserving(Looking, BatchWise):
   )
   recipe: ClassVar[str] = 'ce + 3000*sp'
   knowledge: ClassVar[str] = 'relation'
+  least_examples: ClassVar[int] = 2
   may_pool: ClassVar[bool] = True
 
   def loss(

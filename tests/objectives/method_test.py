@@ -142,8 +142,8 @@ def test_the_setting_is_no_option():
 
 
 def test_a_replicas_batch():
-  assert Setting(batch_size=12, replicas=4).local_batch == 3
-  assert Setting(batch_size=12).local_batch == 12
+  assert Setting(batch_size=12, replicas=4).micro_batch == 3
+  assert Setting(batch_size=12).micro_batch == 12
 
 
 def epochs(setting, steps):
