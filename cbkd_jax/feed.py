@@ -190,4 +190,4 @@ class _Images:
   def close(self) -> None:
     self._closed = True
     self._thread.shutdown(cancel_futures=True)
-    self._iterator.close()
+    streaming.end(self._iterator)

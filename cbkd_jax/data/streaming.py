@@ -12,6 +12,7 @@ JAX.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -83,7 +84,8 @@ class Streamed:
       yield _pair(chosen[0])
       return
     iterator = read_ahead(chosen, workers=self.workers)
-    with contextlib.closing(iterator):
+    with contextlib.ExitStack() as last:
+      last.callback(end, iterator)
       for _ in range(len(chosen)):
         images, labels = next_batch(iterator)
         # Grain's arrays go back to shared memory once nobody holds them, and
@@ -224,7 +226,7 @@ def read_ahead(
 
   Returns:
     A Grain iterator for `next_batch`, which ends with the source. `get_state`
-    and `set_state` are Grain's; `close()` ends the readers. Their arrays are
+    and `set_state` are Grain's; `end` ends the readers. Their arrays are
     to be copied: see `Streamed.batches`.
   """
   import cv2
@@ -264,6 +266,14 @@ def next_batch(iterator: Any) -> tuple[np.ndarray, np.ndarray]:
       'fewer of them need less memory'
     ) from e
   return _pair(batch)
+
+
+def end(iterator: Any) -> None:
+  """Ends the readers of `read_ahead`, and frees what they have read."""
+  iterator.close()
+  # Grain's errors, also that which ends an iterator, hold their own frames,
+  # and these shared memory.
+  gc.collect()
 
 
 def _pair(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
