@@ -775,7 +775,7 @@ def test_a_run_with_caches(whole, tmp_path, monkeypatch):
     # Three steps of a stage are a call of two and one of one.
     'steps_per_call': 2,
     'stage__steps': 3,
-    'thaw__steps': 3,
+    'thaw__steps': 2,
     'checkpoint_every_steps': 1,
   }
   cached = tmp_path / 'cached'
@@ -816,7 +816,8 @@ def test_a_run_with_caches(whole, tmp_path, monkeypatch):
 
   without = tmp_path / 'without'
   console = tiny_run.console()
-  tiny_run.run(without, {**changes, 'cache__limit_mib': 0.001}, console=console)
+  nowhere = {'cache__limit_mib': 0.001, 'steps_per_call': 1}
+  tiny_run.run(without, {**changes, **nowhere}, console=console)
   assert console.file.getvalue().count('no cache, it takes') == 3
   for ours, theirs in zip(_lines(without), _lines(cached), strict=True):
     assert ours.pop('stage') == theirs.pop('stage')
