@@ -5,6 +5,7 @@ from pathlib import Path
 import golden
 import pytest
 
+from benchmarks import scaling_on_paper
 from cbkd_jax import objectives
 
 DOCS = Path(__file__).resolve().parent.parent / 'docs'
@@ -34,3 +35,9 @@ def test_its_cases_are_all_there():
     pytest.skip(f'the full set of golden files is not in {folder}')
   counted = sum(int(row.split('|')[6]) for row in ROWS.values())
   assert counted == len(list(folder.glob('*.npz')))
+
+
+@pytest.mark.parametrize('table', ['sent', 'expected'])
+def test_the_tables_of_scaling_are_computed(table):
+  lines = getattr(scaling_on_paper, table)()
+  assert '\n'.join(lines) in (DOCS / 'scaling.md').read_text()

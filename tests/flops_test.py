@@ -28,11 +28,23 @@ def specs(exp):
   return {stage.name: exp.spec(stage, augmentation) for stage in exp.stages}
 
 
-@pytest.mark.parametrize('name', ['cifar10_resnet56', 'cifar10_vgg13'])
-def test_no_stage_does_more_than_it_must(name):
+@pytest.mark.parametrize(
+  ('name', 'model', 'phases'),
+  [
+    # Not all phases of the large ones: nine units of a kind take three times
+    # as long to compile as three.
+    ('cifar10_resnet56', 'resnet20', ('stage_1', 'thaw')),
+    ('cifar10_resnet56', 'resnet56', ('stage_2',)),
+    ('cifar10_vgg13', 'vgg13', ('stage_2', 'thaw')),
+  ],
+)
+def test_no_stage_does_more_than_it_must(name, model, phases):
   """Normalisation, activations, loss and optimiser are within the 5 %."""
-  exp = build(name)
-  for phase, spec in specs(exp).items():
+  exp = build(name, **{'teacher.model': model})
+  found = specs(exp)
+  assert {*phases} <= {*found}
+  for phase in phases:
+    spec = found[phase]
     least = minimum.step_flops(spec)
     ours = counting.step_flops(spec, exp.replicas, BATCH, train_size=64)
     # XLA may leave out gradients that the arithmetic counts: those of the

@@ -23,8 +23,8 @@ MIXED = 'simkd() + ft(pre_fraction=0.5)'
 
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory, quick_compilation):
-  directory = tmp_path_factory.mktemp('teacher') / 'run'
-  tiny_run.run(directory, method_runs.TEACHER)
+  directory = tmp_path_factory.mktemp('teacher') / 'checkpoint'
+  method_runs.write_teacher(directory)
   return directory
 
 

@@ -812,3 +812,63 @@ def test_any_number_of_devices_is_the_same_run(whole, tmp_path, monkeypatch):
     for mine, other in zip(ours, theirs):
       if 'loss' in mine:
         np.testing.assert_allclose(mine['loss'], other['loss'], rtol=1e-3)
+
+
+def test_a_run_with_caches(whole, tmp_path, monkeypatch):
+  """Resumed it is the same run; where they don't fit, too, to rounding."""
+  changes = {
+    'teacher__checkpoint': str(whole),
+    'cache__prefix': True,
+    'cache__thaw': True,
+    'cache__views': 2,
+    'cache__dtype': 'exact',
+    # Three steps of a stage are a call of two and one of one.
+    'steps_per_call': 2,
+    'stage__steps': 3,
+    'thaw__steps': 2,
+    'checkpoint_every_steps': 1,
+  }
+  cached = tmp_path / 'cached'
+  console = tiny_run.console()
+  host = {**changes, 'cache__place': 'host'}
+  found = tiny_run.run(cached, host, console=console)
+  said = console.file.getvalue()
+  assert said.count('cache of 2 views per image') == 3
+  for stage, row in zip(found['stages'], (2 * 2 * 6, 4 * 4 * 4, 0)):
+    assert stage['cache']['bytes'] == 2 * 96 * 4 * (row + 10)
+    assert stage['cache']['place'] == 'host'
+    assert stage['cache']['error'] == 0
+    # Of the steps alone.
+    own = stage['seconds'] - stage['compile_seconds']
+    own -= stage['cache']['seconds']
+    assert stage['examples_per_second'] == pytest.approx(
+      stage['steps'] * 16 / own
+    )
+
+  resumed, stopped = tmp_path / 'resumed', []
+  # In a cache's filling, which takes 16 calls, and in the steps after it.
+  for calls in 4, 19, 37, 1000:
+    try:
+      tiny_run.run(resumed, host, interrupted=_After(calls))
+    except Preempted as error:
+      stopped.append(str(error))
+    if calls == 19:
+      # A phase goes on as it was begun, or says that it can't.
+      with monkeypatch.context() as patch:
+        memory = phases.placement.devices
+        patch.setattr(memory, 'free_host_bytes', lambda: 1000)
+        with pytest.raises(UserError, match='stage_1 was begun with a cache'):
+          tiny_run.run(resumed, host)
+  assert stopped[0].endswith('while the cache was filled; nothing is lost')
+  assert stopped[1] == 'stage_1: stopped at step 2 of 3, saved'
+  ours = (resumed / 'metrics.jsonl').read_bytes()
+  assert ours == (cached / 'metrics.jsonl').read_bytes()
+
+  without = tmp_path / 'without'
+  console = tiny_run.console()
+  nowhere = {'cache__limit_mib': 0.001, 'steps_per_call': 1}
+  tiny_run.run(without, {**changes, **nowhere}, console=console)
+  assert console.file.getvalue().count('no cache, it takes') == 3
+  for ours, theirs in zip(_lines(without), _lines(cached), strict=True):
+    assert ours.pop('stage') == theirs.pop('stage')
+    assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)

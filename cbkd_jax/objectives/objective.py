@@ -107,6 +107,11 @@ class Objective:
     return self.setting.micro_batch
 
   @property
+  def has_variables(self) -> bool:
+    """Whether any term has some, trained or not."""
+    return any(type(t.method).init is not Method.init for t in self.terms)
+
+  @property
   def goes_on(self) -> bool:
     """Whether the next phase, or the student, may want its variables."""
     return any(
