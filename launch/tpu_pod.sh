@@ -21,5 +21,5 @@ printf -v arguments ' %q' "$@"
 "${vm[@]}" ssh "$TPU" "${where[@]}" --command="set -eu
 mkdir -p ~/cbkd_jax && cd ~/cbkd_jax && tar -xzf ~/cbkd_jax.tar.gz
 test -d ~/venv || python3.11 -m venv ~/venv
-~/venv/bin/pip install --quiet 'jax[tpu]' -r requirements.txt
+~/venv/bin/pip install --quiet 'jax[tpu]' gcsfs -r requirements.txt
 exec ~/venv/bin/python -m cbkd_jax.train$arguments"
