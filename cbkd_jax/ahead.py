@@ -69,13 +69,25 @@ def _compile(
 def compile_phase(
   spec: StepSpec, experiment: Experiment, examples: int, freed: int = 0
 ) -> None:
-  """Compiles the first call of a phase, from shapes alone.
+  """Compiles the first call of a phase, from shapes alone; see `arguments`."""
+  spec, found = arguments(spec, experiment, examples, freed)
+  step.compiled_train(spec, experiment.replicas).compiled(*found)
+
+
+def arguments(
+  spec: StepSpec, experiment: Experiment, examples: int, freed: int = 0
+) -> tuple[StepSpec, tuple[Tree, ...]]:
+  """What the first call of a phase is given.
 
   Args:
     spec: the phase.
     experiment: holds devices, pace and the config's cache.
     examples: in the train split.
     freed: bytes of a cache that is gone by then.
+
+  Returns:
+    The spec of the phase's steps, and the shapes, types and places of state,
+    teacher, data set and batches.
   """
   replicas, pace = experiment.replicas, experiment.pace
   devices = len(replicas.devices)
@@ -109,7 +121,7 @@ def compile_phase(
     own = own._replace(examples=step.Examples(images(shape), labels(shape)))
   else:
     data = step.Resident(images((examples,)), labels((examples,)), on_device)
-  step.compiled_train(spec, replicas).compiled(
+  return spec, (
     jax.tree.map(replicas.shape, state),
     jax.tree.map(replicas.shape, spec.unshared(teacher)),
     _placed(data, replicas.everywhere),

@@ -6,6 +6,7 @@ another one with the same interface, which is how a stage's hybrid of teacher
 and student blocks comes about: slicing two tuples, twice.
 """
 
+import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -16,6 +17,11 @@ import jax.numpy as jnp
 
 Array = jax.Array
 Tree = Any
+
+# For `run`: the name of what it keeps where it recomputes the rest, and whether
+# it does so; a block reads it when it is traced.
+KEPT = 'unit'
+RECOMPUTING = contextvars.ContextVar('recomputing', default=False)
 
 
 class BlockOutput(NamedTuple):
@@ -247,6 +253,7 @@ def run(
   train: Sequence[bool] | None = None,
   start: int = 0,
   stop: int | None = None,
+  remat: bool = False,
 ) -> tuple[list[Any], tuple[Tree, ...]]:
   """Runs parts `start` to `stop - 1` on `x`, the output of part `start - 1`.
 
@@ -258,6 +265,8 @@ def run(
       running averages updated); default none does.
     start: the first part to run.
     stop: one past the last part to run, default all.
+    remat: keep of a part its input and those of its units alone (see
+      `layers.unit`); the backward pass recomputes the rest.
 
   Returns:
     The parts' outputs, and the batch_stats of all parts after the run.
@@ -270,16 +279,32 @@ def run(
     part_variables = {'params': variables.params[i]}
     if batch_stats[i]:
       part_variables['batch_stats'] = batch_stats[i]
-    if train[i]:
-      out, updated = parts[i].apply(
-        part_variables, x, train=True, mutable=['batch_stats']
-      )
-      batch_stats[i] = updated.get('batch_stats', batch_stats[i])
-    else:
-      out = parts[i].apply(part_variables, x, train=False)
+    apply = functools.partial(_apply, parts[i], train[i], remat)
+    if remat:
+      # Around all of a part: what it does before its units, and gathering its
+      # variables, is done again too.
+      apply = jax.checkpoint(apply, policy=_KEEP_UNITS)
+    out, updated = apply(part_variables, x)
+    batch_stats[i] = updated.get('batch_stats', batch_stats[i])
     outputs.append(out)
     x = getattr(out, 'output', None)
   return outputs, tuple(batch_stats)
+
+
+_KEEP_UNITS = jax.checkpoint_policies.save_only_these_names(KEPT)
+
+
+def _apply(
+  part: Any, train: bool, remat: bool, variables: Tree, x: Array
+) -> tuple[Any, Tree]:
+  """A part's output, its updated collections."""
+  before = RECOMPUTING.set(remat)
+  try:
+    if train:
+      return part.apply(variables, x, train=True, mutable=['batch_stats'])
+    return part.apply(variables, x, train=False), {}
+  finally:
+    RECOMPUTING.reset(before)
 
 
 def view(outputs: Sequence[Any]) -> View:

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cbkd_jax import blocks, cache, step, views
-from cbkd_jax.blocks import Network, Tree, Variables
+from cbkd_jax import blocks, cache, step
+from cbkd_jax.blocks import Network, Tree
 
 
 def per_block(
@@ -64,41 +64,6 @@ def _cpu() -> Any:
 def total(costs: Sequence[dict[str, float]]) -> dict[str, float]:
   """The sum over blocks."""
   return {key: sum(cost[key] for cost in costs) for key in costs[0]}
-
-
-def stage_memory(spec: step.StepSpec, local_batch: int) -> int:
-  """An estimate of a step's memory on one device, in bytes.
-
-  Counts the state, the teacher's remaining parts, the gradients, and what the
-  backward pass keeps of the forward pass; not the data set, nor what XLA
-  needs besides or saves by fusing.
-
-  Args:
-    spec: the stage, built without a replicas' axis.
-    local_batch: examples per device and step.
-  """
-  student, teacher = spec.shapes()
-  x = jax.ShapeDtypeStruct((local_batch, *spec.image_shape), jnp.float32)
-  trained = tuple(p for p, t in zip(student.params, spec.trained) if t)
-
-  def forward(trained, student, teacher, x):
-    params = step.merge(spec.trained, trained, student.params)
-    variables = Variables(params, student.batch_stats)
-    found = views.views(spec, variables, teacher, x, spec.trained)
-    return found[:2]
-
-  def run(trained, student, teacher, x):
-    seen, backward = jax.vjp(lambda t: forward(t, student, teacher, x), trained)
-    params, state = spec.objective.init(jax.random.key(0), *seen)
-    opt_state = spec.tx.init((*student.params, params))
-    return (params, state, opt_state), jax.tree.leaves(backward)
-
-  state, kept = jax.eval_shape(run, trained, student, teacher, x)
-  # What is kept for the backward pass includes parameters, counted already.
-  kept = [leaf for leaf in kept if leaf.shape[:1] == (local_batch,)]
-  rest = teacher.params[spec.shared :] if teacher else ()
-  counted = (state, student, trained, rest, kept)
-  return sum(tree_bytes(tree) for tree in counted)
 
 
 def step_flops(

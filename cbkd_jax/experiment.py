@@ -171,6 +171,7 @@ class Experiment:
       image_shape=self.image_shape,
       sync_batch_norm=self.config['sync_batch_norm'],
       micro_batches=self.config['micro_batches'],
+      remat=self.config['remat'],
       fixed_views=fixed_views,
       axis=self.replicas.axis,
     )
@@ -202,6 +203,7 @@ class Experiment:
       image_shape=self.image_shape,
       sync_batch_norm=self.config['sync_batch_norm'],
       micro_batches=self.config['micro_batches'],
+      remat=self.config['remat'],
       axis=self.replicas.axis,
     )
 

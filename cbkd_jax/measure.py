@@ -10,6 +10,7 @@ import numpy as np
 
 from cbkd_jax import blocks, cache, step
 from cbkd_jax.blocks import Network, Variables
+from cbkd_jax.program import peak_bytes
 from cbkd_jax.replicas import Replicas
 from cbkd_jax.spec import StepSpec
 
@@ -58,13 +59,7 @@ class Subject:
 
   def peak_memory(self) -> int:
     """Bytes on a device: arguments, results and what is between."""
-    sizes = self.call.memory_analysis()
-    return (
-      sizes.argument_size_in_bytes
-      + sizes.output_size_in_bytes
-      + sizes.temp_size_in_bytes
-      - sizes.alias_size_in_bytes
-    )
+    return peak_bytes(self.call)
 
 
 def naive(spec: StepSpec) -> StepSpec:

@@ -59,3 +59,14 @@ class Program:
 
   def __call__(self, *args: Any) -> Any:
     return self.compiled(*args)(*args)
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+  """Bytes on a device: arguments, results and what is between."""
+  sizes = compiled.memory_analysis()
+  return (
+    sizes.argument_size_in_bytes
+    + sizes.output_size_in_bytes
+    + sizes.temp_size_in_bytes
+    - sizes.alias_size_in_bytes
+  )

@@ -34,6 +34,7 @@ class StepSpec:
     cache: how the outputs that the phase can't change are kept; None: they
       are computed in every step. Needs `fixed_views`.
     micro_batches: parts into which a replica divides its share of a batch.
+    remat: whether the backward pass recomputes what is inside of units.
     axis: the replicas' axis; None where a step sees the whole batch.
   """
 
@@ -49,6 +50,7 @@ class StepSpec:
   fixed_views: int | None = None
   cache: Layout | None = None
   micro_batches: int = 1
+  remat: bool = False
   axis: str | None = AXIS
 
   @property

@@ -11,7 +11,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from cbkd_jax import cache, counting, experiment, wall
+from cbkd_jax import cache, counting, experiment, memory, wall
 from cbkd_jax.data import Dataset
 from cbkd_jax.experiment import Experiment
 
@@ -204,13 +204,14 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
     table.add_column(header, no_wrap=True)
   for header in 'trained', 'params', 'MFLOPs', 'MiB', 'steps':
     table.add_column(header, justify='right', no_wrap=True)
-  local = experiment.local_batch(exp)
+  local, held = experiment.local_batch(exp), []
   for stage in exp.stages:
     spec = exp.spec(stage, augmentation, local=True)
     costs = counting.per_block(exp.predicting_network(stage), exp.image_shape)
     cost = counting.total(costs)
     trained = sum(costs[i]['params'] for i in stage.trained_blocks)
-    memory = counting.stage_memory(spec, local)
+    needs = memory.estimate(spec, exp.replicas, local)
+    held.append(f'{stage.name} {needs.held / 2**20:,.1f}')
     table.add_row(
       stage.name,
       ' '.join('S' if own else 'T' for own in stage.student),
@@ -218,7 +219,7 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
       f'{trained:,}',
       f'{cost["params"]:,}',
       f'{cost["flops_per_example"] / 1e6:,.2f}',
-      f'{memory / 2**20:,.0f}',
+      f'{needs.total / 2**20:,.0f}',
       f'{stage.training.steps:,}',
     )
   console.print(table)
@@ -226,6 +227,13 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
     'network: T = teacher block, S = student block, shallow to deep. MFLOPs: '
     'forward, per example, by XLA. MiB: memory of a step per device, '
     'estimated, without the data set. trained, params: parameters.',
+    highlight=False,
+    soft_wrap=True,
+  )
+  over = f' (large arrays divided over {exp.replicas.model})'
+  console.print(
+    'A device holds, of parameters, optimiser and teacher, in MiB'
+    f'{over * (exp.replicas.model > 1)}: {", ".join(held)}',
     highlight=False,
     soft_wrap=True,
   )

@@ -7,6 +7,7 @@ command in the same workdir goes on where it was stopped.
 from absl import flags
 
 from cbkd_jax import command, config
+from cbkd_jax.errors import UserError
 
 
 def main() -> None:
@@ -16,6 +17,8 @@ def main() -> None:
     command.require(config=flags_.config)
     if not flags_.dry_run:
       command.require(workdir=flags_.workdir)
+      if flags_.measure_memory:
+        raise UserError('--measure_memory goes with --dry_run')
 
   # Seconds to import, which neither help nor a wrong flag should cost.
   import rich.console
@@ -25,6 +28,7 @@ def main() -> None:
     data,
     experiment,
     listing,
+    memory,
     preemption,
     processes,
     summary,
@@ -40,7 +44,10 @@ def main() -> None:
   command.set_up_devices(values)
   if flags_.dry_run:
     data.check_name(values['data']['name'], values['data']['dir'])
-    summary.show_plan(experiment.build(values), console)
+    planned = experiment.build(values)
+    summary.show_plan(planned, console)
+    if flags_.measure_memory:
+      memory.show(planned, console)
     return
   command.join_processes()
   if not processes.is_first():
@@ -70,6 +77,12 @@ if __name__ == '__main__':
   flags.DEFINE_string('workdir', None, 'Where the run is kept.')
   flags.DEFINE_bool('list', False, 'Print everything that has a name.')
   flags.DEFINE_bool('dry_run', False, 'Print the plan; needs no data.')
+  flags.DEFINE_bool(
+    'measure_memory',
+    False,
+    "With --dry_run: compile the stages' steps for the devices that there are, "
+    'and print what memory XLA gives them.',
+  )
   flags.DEFINE_string(
     'from_workdir', None, 'Take finished stages from this run.'
   )

@@ -98,7 +98,12 @@ def views(
   if frozen.student:
     x = getattr(frozen.student[-1], 'output', None)
   rest, batch_stats = blocks.run(
-    spec.student, student, x, train=train, start=len(frozen.student)
+    spec.student,
+    student,
+    x,
+    train=train,
+    start=len(frozen.student),
+    remat=spec.remat,
   )
   student_view = blocks.view([*frozen.student, *rest])
   return student_view, frozen.teacher, batch_stats

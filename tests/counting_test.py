@@ -1,14 +1,11 @@
 """Costs against arithmetic."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import pytest
 import tiny
 
-from cbkd_jax import blocks, compression, counting, models, objectives, step
-from cbkd_jax.stages import Training
+from cbkd_jax import compression, counting, models
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -67,45 +64,6 @@ def test_total():
 def test_tree_bytes():
   tree = {'a': jnp.zeros((3, 5)), 'b': [jnp.zeros(7, jnp.bfloat16)]}
   assert counting.tree_bytes(tree) == 60 + 14
-
-
-def spec(trained, optimizer='sgd'):
-  teacher = tiny.architecture()
-  is_student = (False, *trained[1:3])
-  return step.StepSpec(
-    student=tiny.hybrid(teacher, is_student),
-    teacher=teacher.network(),
-    objective=objectives.parse('kd'),
-    training=Training(steps=1, optimizer=optimizer),
-    trained=trained,
-    shared=trained.index(True),
-    augmentation=tiny.PLAIN,
-    image_shape=tiny.IMAGE_SHAPE,
-  )
-
-
-def test_stage_memory():
-  last = spec((False, False, True, True))
-  small, large = (counting.stage_memory(last, n) for n in (8, 16))
-  # What a batch keeps grows with it, the rest does not.
-  kept = large - small
-  shapes = blocks.shapes(last.student, tiny.IMAGE_SHAPE)
-  state = counting.tree_bytes(shapes)
-  trained = counting.tree_bytes(shapes.params[2:])
-  teacher = counting.tree_bytes(
-    blocks.shapes(last.teacher, tiny.IMAGE_SHAPE).params[2:]
-  )
-  # State with momentum, gradients, the teacher's remaining parts; step and key.
-  fixed = state + 2 * trained + teacher
-  assert small - kept == pytest.approx(fixed, abs=64)
-  adam = spec((False, False, True, True), 'adamw')
-  assert counting.stage_memory(adam, 8) - small == pytest.approx(
-    trained, abs=64
-  )
-  # More is kept where a shallower block trains, and where all do.
-  more = counting.stage_memory(spec((False, True, False, False)), 16)
-  everything = dataclasses.replace(last, trained=(True,) * 4, shared=0)
-  assert kept < large < more < counting.stage_memory(everything, 16)
 
 
 def test_flops_of_a_compressed_student_shrink_with_its_width():

@@ -36,10 +36,12 @@ def started(
     commands: the arguments.
     environments: what each process has in its environment besides.
   """
+  flags = os.environ.get('XLA_FLAGS', '')
   environment = {
     **os.environ,
     'PYTHONPATH': f'{HERE.parent}:{HERE}',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=1',
+    # Of several flags the last one counts.
+    'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count=1',
     'JAX_PLATFORMS': 'cpu',
   }
   processes = [

@@ -211,9 +211,7 @@ def test_two_processes_make_a_good_student(tmp_path):
     text=True,
     timeout=240,
     cwd=ROOT,
-    env=_environment(
-      Path(sys.executable).parent, JAX_DISABLE_MOST_OPTIMIZATIONS='1'
-    ),
+    env=_environment(Path(sys.executable).parent),
   )
   assert ended.returncode == 0, ended.stderr
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())

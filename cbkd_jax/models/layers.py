@@ -3,13 +3,15 @@
 Parameters and running statistics are float32 whatever the compute `dtype`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
-from cbkd_jax.blocks import Array, HeadOutput, Layer
+from cbkd_jax.blocks import KEPT, RECOMPUTING, Array, HeadOutput, Layer
 
 # Flax's own default momentum is 0.99; torch's 0.1 is 0.9 in flax's sense.
 BATCH_NORM_MOMENTUM = 0.9
@@ -59,6 +61,21 @@ def batch_norm(
     axis_name=axis_name,
     name=name,
   )
+
+
+def unit(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """A unit of a block, for use in a compact method.
+
+  Where a block is recomputed, the inputs of its units are kept, and each unit
+  is recomputed when the backward pass has come to it, not before.
+
+  Args:
+    fn: `(module, x) -> outputs`, a function of the module's own submodules.
+  """
+  if not RECOMPUTING.get():
+    return fn
+  again = nn.remat(fn)
+  return lambda module, x: again(module, checkpoint_name(x, KEPT))
 
 
 def materialise(x: Any) -> Any:

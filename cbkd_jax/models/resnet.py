@@ -97,15 +97,19 @@ class ResidualBlock(nn.Module):
     if self.stem is not None:
       x = self.stem(x, train)
     for n in range(self.units):
-      pre_activation = ResidualUnit(
-        self.width,
-        self.stride if n == 0 else 1,
-        self.kernels,
-        self.dtype,
-        self.axis_name,
-        name=f'unit_{n}',
-      )(x, train)
-      x = layers.materialise(nn.relu(pre_activation))
+
+      def unit(_: nn.Module, x: Array, n: int = n) -> tuple[Array, Array]:
+        pre_activation = ResidualUnit(
+          self.width,
+          self.stride if n == 0 else 1,
+          self.kernels,
+          self.dtype,
+          self.axis_name,
+          name=f'unit_{n}',
+        )(x, train)
+        return layers.materialise(nn.relu(pre_activation)), pre_activation
+
+      x, pre_activation = layers.unit(unit)(self, x)
     return BlockOutput(x, pre_activation, x)
 
 

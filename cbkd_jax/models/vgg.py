@@ -49,10 +49,14 @@ class VGGBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool) -> BlockOutput:
     for n in range(self.units):
-      pre_activation = VGGUnit(
-        self.width, self.dtype, self.axis_name, name=f'unit_{n}'
-      )(x, train)
-      x = nn.relu(pre_activation)
+
+      def unit(_: nn.Module, x: Array, n: int = n) -> tuple[Array, Array]:
+        pre_activation = VGGUnit(
+          self.width, self.dtype, self.axis_name, name=f'unit_{n}'
+        )(x, train)
+        return nn.relu(pre_activation), pre_activation
+
+      x, pre_activation = layers.unit(unit)(self, x)
     output = nn.max_pool(x, (2, 2), (2, 2)) if self.pool else x
     return BlockOutput(x, pre_activation, output)
 

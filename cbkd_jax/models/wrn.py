@@ -64,13 +64,17 @@ class WideBlock(nn.Module):
       x = layers.conv(_STEM_WIDTH, dtype=self.dtype, name='stem')(x)
     normalized_input = None
     for n in range(self.units):
-      x, normalized = PreActivationUnit(
-        self.width,
-        self.stride if n == 0 else 1,
-        self.dtype,
-        self.axis_name,
-        name=f'unit_{n}',
-      )(x, train)
+
+      def unit(_: nn.Module, x: Array, n: int = n) -> tuple[Array, Array]:
+        return PreActivationUnit(
+          self.width,
+          self.stride if n == 0 else 1,
+          self.dtype,
+          self.axis_name,
+          name=f'unit_{n}',
+        )(x, train)
+
+      x, normalized = layers.unit(unit)(self, x)
       if n == 0 and not self.has_stem:
         normalized_input = normalized
     return BlockOutput(x, x, x, normalized_input)
