@@ -11,12 +11,13 @@ import tiny
 
 from cbkd_jax import accumulation, objectives, replicas
 from cbkd_jax.batch import Batch
-from cbkd_jax.data.augment import normalise
+from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.replicas import AXIS
 from cbkd_jax.views import Frozen
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 PARTS = 2
+FLIPS = Augmentation(0, True, (0.5,), (0.25,))
 
 
 @pytest.mark.parametrize('unroll', [False, True])
@@ -100,8 +101,9 @@ def test_a_step_is_that_of_the_mean_of_gradients_by_hand():
 @functools.cache
 def augmented_run(devices, spmd, model=1):
   axis = None if spmd == 'jit' else AXIS
-  fields = {**step_test.MIXED, 'axis': axis, 'micro_batches': PARTS}
-  made = step_test.make('stage_1', **fields)
+  made = step_test.make(
+    'stage_1', augmentation=FLIPS, axis=axis, micro_batches=PARTS
+  )
   return step_test.Run.of(made, devices, spmd, model).take(2)
 
 

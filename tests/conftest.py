@@ -35,12 +35,17 @@ def quick_compilation():
 _FIRST = (
   'every_method_test.py',
   'train_test.py',
+  'processes_test.py',
+  'launch_test.py',
   'flops_test.py',
   'global_batch_test.py',
   'pre_stages_test.py',
   'compare_test.py',
   'step_test.py',
   'cache_test.py',
+  'stream_run_test.py',
+  'accumulation_test.py',
+  'buckets_test.py',
 )
 
 

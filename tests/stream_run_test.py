@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 
+import method_runs
 import pytest
 import tiny_run
 
@@ -17,9 +18,8 @@ RESIDENT = {
   'data__alternating_flip': True,
   'data__mixup': 0.5,
   'order': 'joint_inherited',
-  'teacher__steps': 14,
-  'stage__steps': 3,
-  'thaw__steps': 6,
+  'stage__steps': 7,
+  'thaw__steps': 7,
 }
 STREAM = {**RESIDENT, 'data__pipeline': 'stream'}
 
@@ -33,8 +33,10 @@ def metrics(directory):
 def runs(tmp_path_factory):
   """Their directory, and the summaries of a resident and a streamed run."""
   home = tmp_path_factory.mktemp('runs')
+  method_runs.write_teacher(home / 'teacher')
+  teacher = {'teacher__checkpoint': str(home / 'teacher')}
   return home, *(
-    tiny_run.run(home / name, changes)
+    tiny_run.run(home / name, changes | teacher)
     for name, changes in (('resident', RESIDENT), ('stream', STREAM))
   )
 
@@ -43,7 +45,7 @@ def test_a_streamed_run_is_the_resident_one(runs):
   home, one, two = runs
   rows = metrics(home / 'stream')
   assert rows == metrics(home / 'resident')
-  # 14 steps of 16 are more than two epochs of 96.
+  # 21 steps of 16 are more than three epochs of 96.
   assert len({row['loss'] for row in rows if 'loss' in row}) > 20
   assert two['student'] == one['student']
   assert two['dataset'] == one['dataset']
@@ -55,18 +57,19 @@ def test_a_streamed_run_goes_on_where_it_was_stopped(
   runs, tmp_path, monkeypatch
 ):
   home, _, whole = runs
-  # Within the teacher's training and within the student's; each session asks
-  # before each phase and before each step.
-  for calls in 8, 14:
+  changes = STREAM | {'teacher__checkpoint': str(home / 'teacher')}
+  # In the first epoch and in the second; each session asks before each phase
+  # and before each step.
+  for calls in 6, 7:
     answers = itertools.chain([False] * calls, itertools.repeat(True))
     with pytest.raises(Preempted, match=r'stopped at step [1-9]'):
       tiny_run.run(
-        tmp_path / 'run', STREAM, interrupted=functools.partial(next, answers)
+        tmp_path / 'run', changes, interrupted=functools.partial(next, answers)
       )
   # Whatever the wait, it is told of.
   monkeypatch.setattr(feed, '_MUCH', -1)
   console = tiny_run.console()
-  found = tiny_run.run(tmp_path / 'run', STREAM, console=console)
+  found = tiny_run.run(tmp_path / 'run', changes, console=console)
   assert metrics(tmp_path / 'run') == metrics(home / 'stream')
   assert found['student'] == whole['student']
   said = console.file.getvalue()
