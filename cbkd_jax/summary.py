@@ -11,7 +11,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from cbkd_jax import cache, counting, experiment, memory, wall
+from cbkd_jax import cache, counting, experiment, memory_plan, wall
 from cbkd_jax.data import Dataset
 from cbkd_jax.experiment import Experiment
 
@@ -210,7 +210,7 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
     costs = counting.per_block(exp.predicting_network(stage), exp.image_shape)
     cost = counting.total(costs)
     trained = sum(costs[i]['params'] for i in stage.trained_blocks)
-    needs = memory.estimate(spec, exp.replicas, local)
+    needs = memory_plan.estimate(spec, exp.replicas, local)
     held.append(f'{stage.name} {needs.held / 2**20:,.1f}')
     table.add_row(
       stage.name,

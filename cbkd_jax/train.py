@@ -28,7 +28,7 @@ def main() -> None:
     data,
     experiment,
     listing,
-    memory,
+    memory_plan,
     preemption,
     processes,
     summary,
@@ -47,7 +47,7 @@ def main() -> None:
     planned = experiment.build(values)
     summary.show_plan(planned, console)
     if flags_.measure_memory:
-      memory.show(planned, console)
+      memory_plan.show(planned, console)
     return
   command.join_processes()
   if not processes.is_first():

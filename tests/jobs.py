@@ -43,6 +43,7 @@ def started(
     # Of several flags the last one counts.
     'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count=1',
     'JAX_PLATFORMS': 'cpu',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',  # quick to compile
   }
   processes = [
     subprocess.Popen(

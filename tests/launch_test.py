@@ -200,7 +200,8 @@ def test_two_processes_make_a_good_student(tmp_path):
     [
       *(LAUNCH / 'multiprocess.sh', '2', '--config=configs/digits.py'),
       f'--workdir={tmp_path / "run"}',
-      # A third of the passes over the data is enough.
+      # Quick to compile, twice, and a third of the passes over the data.
+      '--config.teacher.model=tiny_run:larger',
       '--config.teacher.epochs=5',
       '--config.stage.epochs=2',
       '--config.thaw.epochs=3',
@@ -211,7 +212,10 @@ def test_two_processes_make_a_good_student(tmp_path):
     text=True,
     timeout=240,
     cwd=ROOT,
-    env=_environment(Path(sys.executable).parent),
+    env=_environment(
+      Path(sys.executable).parent,
+      PYTHONPATH=str(Path(__file__).parent),
+    ),
   )
   assert ended.returncode == 0, ended.stderr
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())

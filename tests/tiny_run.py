@@ -48,6 +48,11 @@ def wider(**arguments: Any) -> Architecture:
   return dataclasses.replace(model(**arguments), widths=(4, 7, 8))
 
 
+def larger(**arguments: Any) -> Architecture:
+  """The same, large enough to learn the digits; quick to compile."""
+  return dataclasses.replace(model(**arguments), widths=(32, 48, 64))
+
+
 def unwired(**arguments: Any) -> Architecture:
   """The same, but it doesn't say how its layers connect."""
   return dataclasses.replace(model(**arguments), wiring=None)

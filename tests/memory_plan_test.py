@@ -14,7 +14,7 @@ from cbkd_jax import (
   config,
   counting,
   experiment,
-  memory,
+  memory_plan,
   objectives,
   step,
   summary,
@@ -47,7 +47,7 @@ def spec(trained, optimizer='sgd', units=(1, 1, 1), **fields):
 
 def test_an_estimate_is_what_it_says():
   last = spec((False, False, True, True))
-  small, large = (memory.estimate(last, ONE, n) for n in (8, 16))
+  small, large = (memory_plan.estimate(last, ONE, n) for n in (8, 16))
   # What a batch keeps grows with it, the rest does not.
   assert large.activations == pytest.approx(2 * small.activations, rel=0.02)
   assert large.total - small.total == large.activations - small.activations
@@ -60,19 +60,19 @@ def test_an_estimate_is_what_it_says():
   assert small.gradients == trained
   rest = [tree[2:] for tree in teacher]
   assert small.teacher == counting.tree_bytes(rest)
-  adam = memory.estimate(spec((False, False, True, True), 'adamw'), ONE, 8)
+  adam = memory_plan.estimate(spec((False, False, True, True), 'adamw'), ONE, 8)
   assert adam.total - small.total == pytest.approx(trained, abs=64)
   # More is kept where a shallower block trains, and where all do.
-  more = memory.estimate(spec((False, True, False, False)), ONE, 16)
+  more = memory_plan.estimate(spec((False, True, False, False)), ONE, 16)
   everything = dataclasses.replace(last, trained=(True,) * 4, shared=0)
-  most = memory.estimate(everything, ONE, 16)
+  most = memory_plan.estimate(everything, ONE, 16)
   assert large.activations < more.activations < most.activations
 
 
 def test_micro_batches_and_remat_keep_less():
   trained = (False, True, True, True)
   plain, parts, again = (
-    memory.estimate(spec(trained, units=(1, 3, 3), **fields), ONE, 16)
+    memory_plan.estimate(spec(trained, units=(1, 3, 3), **fields), ONE, 16)
     for fields in ({}, {'micro_batches': 4}, {'remat': True})
   )
   assert parts.activations == pytest.approx(plain.activations / 4, rel=0.02)
@@ -113,12 +113,12 @@ def figures(exp):
   augmentation = experiment.plan_augmentation(exp.config)
   stage = exp.stages[-1]
   return (
-    memory.estimate(
+    memory_plan.estimate(
       exp.spec(stage, augmentation, local=True),
       exp.replicas,
       experiment.local_batch(exp),
     ),
-    memory.measure(exp.spec(stage, augmentation), exp),
+    memory_plan.measure(exp.spec(stage, augmentation), exp),
   )
 
 
@@ -141,7 +141,7 @@ def test_the_plan_says_what_a_device_holds():
   exp = planned(4, order='joint')
   console = rich.console.Console(file=io.StringIO(), width=200)
   summary.show_plan(exp, console)
-  memory.show(exp, console)
+  memory_plan.show(exp, console)
   lines = console.file.getvalue().splitlines()
   guess, found = figures(exp)
   (held,) = [line for line in lines if line.startswith('A device holds')]
