@@ -83,7 +83,7 @@ def test_micro_batches_and_remat_keep_less():
 def wide(
   num_classes: int, image_shape: tuple[int, ...], dtype, axis_name
 ) -> Architecture:
-  """For `config.teacher.model = 'memory_test:wide'`: weights dominate."""
+  """For `config.teacher.model = 'memory_plan_test:wide'`: weights dominate."""
   del image_shape
 
   def block(index: int, width: int, units: int) -> vgg.VGGBlock:
@@ -101,7 +101,7 @@ def wide(
 def planned(model, **fields):
   values = config.defaults()
   values['data'] |= {'image_shape': (8, 8, 1), 'train_size': 64}
-  values['teacher']['model'] = 'memory_test:wide'
+  values['teacher']['model'] = 'memory_plan_test:wide'
   values['compression'] |= {'keep': (1.0,) * 5, 'init': 'random'}
   values |= {'spmd': 'jit', 'batch_size': 4, **fields}
   values['mesh'] = {'data': None, 'model': model}
