@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -21,13 +21,6 @@ MACHINES = machines.V5E_256, machines.H200_8
 # ResNet-56 have 16 to 64 channels, those of ResNet-50 64 to 2048.
 FRACTIONS = {'ResNet-56, CIFAR': 0.05, 'ResNet-50, ImageNet': 0.3}
 BATCHES = 32, 128  # per device
-_IMAGENET = {
-  'teacher.model': 'resnet50',
-  'data.classes': 1000,
-  'data.image_shape': (224, 224, 3),
-  'data.train_size': 1_281_167,
-  'compression.keep': (1.0, 0.5, 0.5, 0.5),
-}
 
 
 class Row(NamedTuple):
@@ -42,15 +35,14 @@ class Row(NamedTuple):
 def rows() -> tuple[Row, ...]:
   """All phases of both runs."""
   return (
-    *_phases('ResNet-56, CIFAR', 'cifar10_resnet56', {}),
-    *_phases('ResNet-50, ImageNet', 'default', _IMAGENET),
+    *_phases('ResNet-56, CIFAR', 'cifar10_resnet56'),
+    *_phases('ResNet-50, ImageNet', 'imagenet_resnet50'),
   )
 
 
-def _phases(run: str, name: str, changes: dict[str, Any]) -> Iterator[Row]:
+def _phases(run: str, name: str) -> Iterator[Row]:
   config.add_configs_to_path()
   values = importlib.import_module(f'configs.{name}').get_config()
-  values.update_from_flattened_dict(changes)
   exp = experiment.build(config.plain(values), (jax.devices()[0],))
   augmentation = experiment.plan_augmentation(exp.config)
   for stage in exp.stages:

@@ -17,7 +17,10 @@ from cbkd_jax.errors import UserError
 
 # Fields that change no number of a run, but for rounding: they may differ when
 # it is resumed.
-_FREE_FIELDS = ('compilation_cache', 'data.workers', 'mesh.data', 'mesh.model')
+_FREE_FIELDS = (
+  *('compilation_cache', 'data.workers', 'remat'),
+  *('mesh.data', 'mesh.model'),
+)
 
 _MARK = '.begun'  # stands beside phases that are being copied
 
