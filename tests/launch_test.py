@@ -202,6 +202,7 @@ def test_two_processes_make_a_good_student(tmp_path):
       f'--workdir={tmp_path / "run"}',
       # Quick to compile, twice, and a third of the passes over the data.
       '--config.teacher.model=tiny_run:larger',
+      *('--config.inherit=2', '--config.compression.keep=(1,1,.5)'),
       '--config.teacher.epochs=5',
       '--config.stage.epochs=2',
       '--config.thaw.epochs=3',
