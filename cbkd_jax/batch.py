@@ -106,7 +106,7 @@ def make_batch(
       again = fixed_view(spec, state.rng, data.images, second)
     frozen = _kept(spec, state, teacher, data, drawn, second)
   available = {
-    'labels': _own(data, drawn, indices).labels,
+    'labels': _labels(data, drawn, indices),
     'mixed': mixed,
     'indices': indices,
     'step': state.step,
@@ -129,7 +129,6 @@ def _new_views(
   The second is None where the objective doesn't need it; for 'mixed' see
   `AVAILABLE`.
   """
-
   train_size = spec.objective.setting.train_size
   if data.images is not None:
     train_size = len(data.images)
@@ -165,6 +164,13 @@ def _new_views(
     key = supply.second_key(rng)
     again = show(own.images, indices, positions, key, second=True)
   return x, again, mixed
+
+
+def _labels(data: Resident, drawn: Drawn, indices: jax.Array) -> jax.Array:
+  """Without the images: materialised together, both would be looked up."""
+  if drawn.examples is not None:
+    return drawn.examples.labels
+  return data.labels[indices]
 
 
 def _own(data: Resident, drawn: Drawn, indices: jax.Array) -> Examples:
