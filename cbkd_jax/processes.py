@@ -241,13 +241,6 @@ def _agreed(error: UserError) -> UserError:
   return error
 
 
-def from_first(value: int) -> int:
-  """Process 0's value, in every process."""
-  if jax.process_count() == 1:
-    return value
-  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
 def most(value: int) -> int:
   """The largest of all processes' values."""
   if jax.process_count() == 1:

@@ -43,9 +43,8 @@ def restore_tree(directory: Path, template: Tree) -> Tree:
   Raises:
     UserError: it can't be read or doesn't fit.
   """
-  directory = buckets.absolute(
-    directory
-  )  # orbax finds nothing in relative ones
+  # Orbax finds nothing in relative ones.
+  directory = buckets.absolute(directory)
   handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone())
   checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone())
   try:
