@@ -1,5 +1,6 @@
 """How the commands start and end: flags, one-line errors, exit codes."""
 
+import errno
 import os
 import sys
 import threading
@@ -21,6 +22,9 @@ _CODES = {
   errors.NonFiniteLossError: errors.EXIT_NON_FINITE,
   errors.Preempted: errors.EXIT_PREEMPTED,
 }
+
+# A disk that is full, beyond its quota or not to be written to.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 # --help shows a command's own flags; --config, defined here, is one of them.
 flags.disclaim_key_flags()
@@ -82,6 +86,12 @@ def _end(error: Exception) -> NoReturn:
     _fail(errors.EXIT_UNREACHABLE, error, at_once=True)
   if processes and processes.is_lost(error):
     _fail(errors.EXIT_UNREACHABLE, processes.lost(), at_once=True)
+  if reason := _disk(error):
+    _fail(
+      errors.EXIT_USAGE,
+      f'writing failed: {reason}; the last checkpoint is kept',
+      at_once=bool(processes),
+    )
   code = next((c for kind, c in _CODES.items() if isinstance(error, kind)), 1)
   if code == 1:
     if processes:  # the others wait for this one: let them see that it is gone
@@ -100,6 +110,15 @@ def _end(error: Exception) -> NoReturn:
     _say(message)
   _part()
   sys.exit(code)
+
+
+def _disk(error: BaseException | None) -> str | None:
+  """The disk's reason for an error, at whatever depth; None: it has none."""
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in _DISK:
+      return f'{error.strerror} ({error.filename or "the workdir"})'
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def _processes() -> Any:

@@ -1,12 +1,16 @@
 """What every command does before its work begins."""
 
 import ast
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from cbkd_jax import command
 
 PACKAGE = Path(__file__).resolve().parent.parent / 'cbkd_jax'
 COMMANDS = sorted(
@@ -71,3 +75,20 @@ def test_a_wrong_field_is_found_before_a_library_is_imported():
   assert (code, out) == (2, '')
   assert err.startswith('error: --config=configs/digits.py: no such field: tah')
   assert not packages & HEAVY
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_nothing_is_one_line(capsys, number):
+  """However deep in a library's errors it is."""
+  cause = OSError(number, os.strerror(number), 'runs/x')
+  error = ValueError('could not save')
+  error.__cause__ = cause
+  with pytest.raises(SystemExit) as end:
+    command._end(error)
+  assert end.value.code == 2
+  assert capsys.readouterr().err == (
+    f'error: writing failed: {os.strerror(number)} (runs/x); the last '
+    'checkpoint is kept\n'
+  )
+  with pytest.raises(OSError, match='other'):
+    command._end(OSError(errno.EIO, 'other'))
