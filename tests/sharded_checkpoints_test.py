@@ -102,6 +102,7 @@ def test_two_processes_one_and_two_again(processes, tmp_path):
   own = job.plan(job.mesh(2, 2))
   job.check(directory, 3, own)
   job.save(directory, 4, own)
+  (tmp_path / 'go').touch()
   for process in processes:
     out, err = process.communicate()
     assert process.returncode == 0, err[-2000:]
