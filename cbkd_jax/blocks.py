@@ -9,7 +9,7 @@ and student blocks comes about: slicing two tuples, twice.
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -130,6 +130,13 @@ class Architecture:
       say.
     cut_norm: `(index, units) -> (part, path)` of the normalisation before the
       activation at the end of a block, as in `Network.norms`.
+    adapted: whether a student block sits between 1x1 convolutions that give
+      it the teacher's channels. False where a narrower block has the teacher's
+      interface by itself (a transformer's tokens keep their width).
+    torch_names: whose PyTorch code -> `(part, path) -> name` of the torch
+      module that holds what lies at `path` (names from the part's params down,
+      `/` between them), e.g. {'torchvision': ...} with (0, 'stem/conv') ->
+      'conv1'. Parts are those of the whole network, the head the last.
   """
 
   widths: tuple[int, ...]
@@ -139,6 +146,8 @@ class Architecture:
   width_step: int = 1
   wiring: Callable[[int, int], tuple[Layer, ...]] | None = None
   cut_norm: Callable[[int, int], tuple[int, str]] | None = None
+  adapted: bool = True
+  torch_names: Mapping[str, Callable[[int, str], str]] | None = None
 
   def network(self) -> Network:
     """The network at the architecture's own widths and units."""
