@@ -5,6 +5,9 @@ structure at fewer channels, `expand` 1x1 (not in the deepest block, which
 ends in the head). So any subset of blocks can be swapped. Before the thaw
 `fold` multiplies each `expand` with the `reduce` that follows it, which
 leaves the architecture of the paper's figure 3.
+
+Families whose blocks are narrower inside only (`Architecture.adapted`) need
+none of this.
 """
 
 import dataclasses
@@ -25,7 +28,8 @@ class Student:
   Attributes:
     teacher: the teacher's architecture.
     inherit: how many of the shallowest blocks are the teacher's own.
-    widths: output channels of each block.
+    widths: output channels of each block; channels inside where blocks are
+      not adapted.
     inputs: per block, the channels its `reduce` leaves (0: no `reduce`).
     units: units of each block.
   """
@@ -42,7 +46,7 @@ class Student:
     parts = []
     for i, (width, units) in enumerate(zip(self.widths, self.units)):
       block = self.teacher.block(i, width, units)
-      if i >= self.inherit:
+      if i >= self.inherit and self.teacher.adapted:
         expand = None if folded or i == last else self.teacher.widths[i]
         block = Adapted(
           block, reduce=self.inputs[i], expand=expand, dtype=dtype
@@ -118,9 +122,11 @@ def compress(
     width if i < inherit else _nearest_multiple(keep[i] * width, step)
     for i, width in enumerate(teacher.widths)
   )
-  inputs = (0,) * inherit + tuple(
+  inputs = tuple(
     _nearest_multiple(keep[i] * teacher.widths[i - 1], width_multiple_of)
-    for i in range(inherit, blocks)
+    if teacher.adapted and i >= inherit
+    else 0
+    for i in range(blocks)
   )
   for i in range(inherit, blocks):
     for own, of_teacher in (
@@ -144,7 +150,7 @@ def fold(variables: Variables, inherit: int) -> Variables:
 
   Two affine 1x1 maps in a row, y = (x A + a) B + b, are one: x (A B) + (a B +
   b). The folded network computes the same function. Products are taken in
-  float64.
+  float64. Blocks without adapters stay as they are.
 
   Args:
     variables: of the student with the teacher's interface at every cut.
@@ -155,6 +161,8 @@ def fold(variables: Variables, inherit: int) -> Variables:
   """
   params = [dict(tree) for tree in variables.params]
   for shallow, deep in zip(params[inherit:-2], params[inherit + 1 : -1]):
+    if 'reduce' not in deep:
+      continue
     expand, reduce = shallow.pop('expand'), deep['reduce']
     kernel = np.asarray(reduce['kernel'], np.float64)[0, 0]
     dtype = np.asarray(reduce['kernel']).dtype

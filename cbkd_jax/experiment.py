@@ -291,6 +291,12 @@ def build(
       "compression.init = 'slice': this teacher.model gives no wiring; "
       f'allowed: {", ".join(i for i in initialization.INITS if i != "slice")}'
     )
+  if keep['init'] == 'pca' and not architecture.adapted:
+    raise UserError(
+      "compression.init = 'pca': fits 1x1 adapters, which the blocks of this "
+      'teacher.model do without; allowed: '
+      f'{", ".join(i for i in initialization.INITS if i != "pca")}'
+    )
   on_cpu = replicas.devices[0].platform == 'cpu'
   per_call = config['steps_per_call'] or (1 if on_cpu else _STEPS_PER_CALL)
   if data['pipeline'] == 'stream' and not config['steps_per_call']:
