@@ -104,6 +104,7 @@ class VisionBlock(nn.Module):
     del train  # Nothing in here depends on it.
     if self.patch is not None:
       x = self._embed(x)
+    x = x.astype(self.dtype)  # what is added to it doesn't change its type
     for n in range(self.units):
 
       def unit(_: nn.Module, x: Array, n: int = n) -> Array:
