@@ -11,7 +11,14 @@ import tiny
 import tiny_layers
 import tiny_run
 
-from cbkd_jax import checkpoints, experiment, objectives, step, student
+from cbkd_jax import (
+  checkpoints,
+  experiment,
+  objectives,
+  step,
+  storage,
+  student,
+)
 from cbkd_jax.errors import Preempted, UserError
 from cbkd_jax.replicas import spmd
 
@@ -45,7 +52,7 @@ def test_every_method_that_looks_at_features_sees_a_transformer():
   names = sorted(
     name
     for name, method in objectives.METHODS.items()
-    if method.knowledge != 'logit' and name not in REFUSED['vit']
+    if method.knowledge != 'response' and name not in REFUSED['vit']
   )
   terms = (f'{name}({OPTIONS.get(name, "")})' for name in names)
   exp = experiment.build(values('vit', objective=' + '.join(terms)))
@@ -92,6 +99,23 @@ def test_pca_has_nothing_to_fit():
     "compression.init = 'pca': fits 1x1 adapters, which the blocks of this "
     'teacher.model do without; allowed: random, slice'
   )
+
+
+def test_tokens_are_rounded_as_maps_are():
+  random = np.random.default_rng(0)
+  tokens = np.float32(random.normal(size=(3, 5, 4)))
+  logits = np.float32(random.normal(size=(3, 4)))
+  layout = storage.Layout('uint8', ((0, 0), (1, 1)))
+  kept = storage.encode(layout, [tokens, logits])
+  as_map = storage.encode(layout, [tokens[:, :, None], logits])
+  np.testing.assert_array_equal(
+    kept['0']['codes'], as_map['0']['codes'][:, :, 0]
+  )
+  back = storage.decode(layout, kept, [tokens, logits])
+  steps = (tokens.max(1) - tokens.min(1))[:, None] / 255
+  assert (np.abs(back[0] - tokens) <= 0.5001 * steps + 1e-6).all()
+  assert np.abs(back[0] - tokens).max() > 1e-4
+  np.testing.assert_array_equal(back[1], logits)
 
 
 def test_a_transformer_goes_through_all_stages_and_resumes(tmp_path):
