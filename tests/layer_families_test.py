@@ -119,7 +119,7 @@ def test_tokens_are_rounded_as_maps_are():
 
 
 def test_a_transformer_goes_through_all_stages_and_resumes(tmp_path):
-  """With a cache of tokens, rounded; the trained blocks alone change."""
+  """By a method on its maps, with AdamW, and with a cache of tokens."""
   teacher = tmp_path / 'teacher'
   network = tiny_layers.vit(
     num_classes=10, image_shape=(8, 8, 1), dtype=jnp.float32, axis_name=None
@@ -137,7 +137,10 @@ def test_a_transformer_goes_through_all_stages_and_resumes(tmp_path):
     'checkpoint_every_steps': 2,
     **STEPS,
   }
-  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  whole = tmp_path / 'whole'
+  calls = iter(range(1000))
+  with pytest.raises(Preempted, match='stage_2, step 1 of'):
+    tiny_run.run(whole, changes, lambda: next(calls) == 7)
   summary = tiny_run.run(whole, changes)
   assert [s['name'] for s in summary['stages']] == [
     'stage_1',
@@ -161,9 +164,3 @@ def test_a_transformer_goes_through_all_stages_and_resumes(tmp_path):
   assert model['reduce'] == [0, 0, 0]
   trained = student.read(whole / 'student')[1]
   assert trained.params[1].keys() == {'unit_0'}
-
-  calls = iter(range(1000))
-  with pytest.raises(Preempted):
-    tiny_run.run(parts, changes, lambda: next(calls) == 4)
-  tiny_run.run(parts, changes)
-  assert tiny.same(student.read(parts / 'student')[1], trained)

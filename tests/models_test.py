@@ -38,6 +38,11 @@ PARAMS = {
   'wrn_40_1': 569_780,
   'wrn_40_2': 2_255_156,
   'wrn_40_4': 8_972_340,
+  'convnext_tiny': 27_892_708,
+  'convnext_small': 49_527_268,
+  'vit_tiny': 5_380_132,
+  'vit_small': 21_376_996,
+  'vit_base': 85_221_220,
 }
 
 ONE_PER_FAMILY = ('resnet8', 'resnet18', 'vgg8', 'wrn_10_2')
