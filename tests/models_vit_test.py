@@ -307,6 +307,8 @@ def test_slice_drops_what_has_no_effect():
     for head in heads:
       for copy in range(3):
         qkv['kernel'][:, copy * 12 + head * 3 :][:, :3] *= 0.1
+      # One channel is large: it is as a whole that a head is small.
+      qkv['kernel'][:, head * 3] *= 50
       proj['kernel'][head * 3 : head * 3 + 3] = 0
     hidden = random.permutation(48)[: 24 if index == 1 else 36]
     unit['fc1']['kernel'][:, hidden] *= 0.1
