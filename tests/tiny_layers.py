@@ -16,6 +16,11 @@ def vit(**arguments: Any) -> Architecture:
   return vit_.architecture(name='vit', **(sizes | arguments))
 
 
+def shallow_vit(**arguments: Any) -> Architecture:
+  """Two blocks: one stage and the thaw."""
+  return vit(units=(1, 1), **arguments)
+
+
 def convnext(**arguments: Any) -> Architecture:
   """Three blocks of different widths."""
   sizes = {'widths': (4, 6, 8), 'units': (1, 1, 1)}
