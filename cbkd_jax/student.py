@@ -14,12 +14,13 @@ from cbkd_jax import (
   checkpoints,
   compression,
   models,
+  networks,
   objectives,
   prediction,
   processes,
   workdir,
 )
-from cbkd_jax.blocks import Network, Variables
+from cbkd_jax.blocks import Architecture, Network, Variables
 from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.errors import UserError
 from cbkd_jax.experiment import Experiment
@@ -45,6 +46,7 @@ def save(
   checkpoints.write_variables(directory / 'weights', variables)
   student = exp.student
   predictor = objectives.parse(exp.stages[-1].objective).predictor
+  other = exp.config['compression']['model']
   workdir.write_json(
     directory / 'model.json',
     {
@@ -59,6 +61,8 @@ def save(
       'compute_dtype': exp.config['compute_dtype'],
       'mean': augmentation.mean,
       'std': augmentation.std,
+      # Of the blocks that are not inherited, where it is another one.
+      **({'student_family': other} if other else {}),
       # A head that the last stage's objective gave the student.
       **({'head': str(predictor)} if predictor else {}),
     },
@@ -68,11 +72,23 @@ def save(
 def build(model: Mapping[str, Any]) -> Network:
   """The folded student that a model.json describes."""
   dtype = jnp.dtype(model['compute_dtype'])
-  architecture = models.build(
-    model['family'], model['classes'], tuple(model['input_shape']), dtype
-  )
+  image_shape = tuple(model['input_shape'])
+
+  def named(name: str) -> Architecture:
+    return models.build(name, model['classes'], image_shape, dtype)
+
+  architecture = family = named(model['family'])
+  if other := model.get('student_family'):
+    family = networks.cut_alike(
+      named(other),
+      architecture,
+      inherit=model['inherit'],
+      image_shape=image_shape,
+      name=other,
+    )
   student = compression.Student(
     architecture,
+    family,
     model['inherit'],
     tuple(model['widths']),
     tuple(model['reduce']),

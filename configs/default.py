@@ -202,6 +202,11 @@ def get_config() -> ConfigDict:
         objective='ce',
       ),
       'compression': {
+        # '': the student's blocks are the teacher's, narrower. Else another
+        # model's name: its blocks, between 1x1 convolutions from and to the
+        # teacher's channels; `keep` is then relative to its own widths.
+        # Needs init 'random' or 'pca', and maps of the teacher's sizes.
+        'model': '',
         # Student channels / teacher channels, per block; 1 for the
         # inherited ones, never growing with depth.
         'keep': (1.0, 0.5, 0.5),
