@@ -111,11 +111,14 @@ def _ends(
     number = sum(cut == size for cut in cuts)
     candidates = [j for j, own in enumerate(ours[:-1]) if own == size]
     if len(candidates) < number:
+      cut = first_cut - 1 + i
+      where = f'its cut {cut}, after block {cut}'
+      if number > 1:
+        where = f'its cuts {cut} to {cut + number - 1}'
       raise CutError(
-        f'at cut {first_cut + i - 1}, after block {first_cut + i - 1} of the '
-        f'teacher, maps have size {_text(size)}, where it can end '
-        f'{len(candidates)} block(s) and {number} would have to; its blocks '
-        f'end at {", ".join(map(_text, ours))}'
+        f'the teacher hands on maps of {_text(size)} at {where}; there '
+        f'{number} block(s) must end, but of its own {len(candidates)} can: '
+        f'they end at {", ".join(map(_text, ours))}'
       )
     share = len(candidates) / number
     found += [candidates[round((n + 1) * share) - 1] for n in range(number)]

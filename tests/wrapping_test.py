@@ -48,10 +48,18 @@ def test_which_blocks_end_at_the_cuts(ours, cuts, expected):
 @pytest.mark.parametrize(
   ('ours', 'cuts', 'message'),
   [
-    ([16, 8, 4], [32, 16], 'at cut 1, after block 1 .* size 32x32, .* end 0 '),
-    ([32, 8, 4], [32, 16], 'at cut 2, .* 16x16, .* end at 32x32, 8x8, 4x4'),
-    ([16, 8, 8], [16, 8, 8], 'at cut 2, .* size 8x8, .* end 1 .* 2 would'),
-    ([32, 16], [32, 16], 'at cut 2, .* 16x16, .* can end 0'),
+    (
+      [16, 8, 4],
+      [32, 16],
+      '32x32 at its cut 1, after block 1; .* 1 block.* own 0 can',
+    ),
+    (
+      [32, 8, 4],
+      [32, 16],
+      '16x16 at its cut 2, .* they end at 32x32, 8x8, 4x4',
+    ),
+    ([16, 8, 8], [16, 8, 8], '8x8 at its cuts 2 to 3; there 2 .* own 1 can'),
+    ([32, 16], [32, 16], '16x16 at its cut 2, .* own 0 can'),
   ],
 )
 def test_a_cut_where_no_block_ends(ours, cuts, message):
@@ -161,7 +169,7 @@ def test_a_chain_is_its_blocks_one_after_the_other(exp):
     ),
     (
       {'compression__model': 'resnet8'},
-      "compression.model = 'resnet8': at cut 1, .* size 2x2, .* 8x8, 4x4, 2x2",
+      "compression.model = 'resnet8': the teacher .* 2x2 at its cut 1, .* 2x2$",
     ),
     (
       {'compression__model': 'resnet9'},
