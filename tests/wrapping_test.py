@@ -8,10 +8,19 @@ import tiny
 import tiny_run
 
 import cbkd_jax
-from cbkd_jax import blocks, compression, experiment, models, wrapping
+from cbkd_jax import (
+  blocks,
+  compression,
+  experiment,
+  initialization,
+  models,
+  wrapping,
+)
 from cbkd_jax.blocks import Network
 from cbkd_jax.data import digits
 from cbkd_jax.errors import UserError
+from cbkd_jax.models import layers
+from cbkd_jax.models.adapter import Adapted
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -181,6 +190,23 @@ def test_errors(changes, message):
   with pytest.raises(UserError, match=message) as caught:
     experiment.build(tiny_run.values(**{**OTHER, **changes}))
   assert '\n' not in str(caught.value)
+
+
+def test_pca_where_the_family_takes_more_channels_than_there_are():
+  """All of the teacher's directions, and what was drawn beyond them."""
+  random = np.random.default_rng(0)
+  x = jnp.asarray(random.normal(1, 2, size=(8, 4, 4, 3)), jnp.float32)
+  block = Adapted(layers.PoolingHead(2), reduce=5)  # not run: no `expand`
+  drawn = {'reduce': {'kernel': jnp.ones((1, 1, 3, 5)), 'bias': jnp.zeros(5)}}
+  found = initialization.fit_adapters(block, drawn, {}, x, x)['reduce']
+  kernel, bias = np.asarray(found['kernel'])[0, 0], np.asarray(found['bias'])
+  np.testing.assert_allclose(
+    kernel[:, :3].T @ kernel[:, :3], np.eye(3), atol=1e-5
+  )
+  np.testing.assert_array_equal(kernel[:, 3:], 1)
+  np.testing.assert_allclose(
+    (np.asarray(x).reshape(-1, 3) @ kernel + bias).mean(0), 0, atol=1e-5
+  )
 
 
 def test_a_run(tmp_path):
