@@ -12,10 +12,7 @@ from cbkd_jax.stages import ORDERS
 def show(console: rich.console.Console) -> None:
   """Prints models, objectives, data sets and orders."""
   _section(console, 'Models', 'teacher.model')
-  _words(
-    console,
-    [*models.known(), 'wrn_<depth>_<widen>', 'package.module:function'],
-  )
+  _words(console, models.choices())
   _section(console, 'Objectives', 'objective')
   _indented(
     console,
