@@ -152,7 +152,9 @@ def _reason(error: Exception) -> str:
   """The error's own words, without torch's advice to trust the file."""
   text = ' '.join(str(error).split()) or type(error).__name__
   text = text.rpartition('WeightsUnpickler error: ')[2]
-  return text.partition('. ')[0].partition(' Please ')[0][:160]
+  for advice in ('. ', ' Please ', ' Check the documentation'):
+    text = text.partition(advice)[0]
+  return text[:160]
 
 
 def _state_dicts(path: Path, found: Any) -> Iterator[tuple[str, Arrays]]:
