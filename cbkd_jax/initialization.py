@@ -105,8 +105,8 @@ def slice_block(
   Args:
     teacher: the teacher's architecture.
     index: the block.
-    units: the student block's units; the teacher's are taken evenly spaced,
-      the first always.
+    units: the student block's units, fewer of the teacher's as its
+      `kept_units` says.
     teacher_part: the teacher block's params and batch_stats.
     random_part: the student block's, for their shapes.
 
@@ -119,7 +119,10 @@ def slice_block(
   }
   rank = _ranking(source.values(), teacher_part[0])
   params, stats = (dict(tree) for tree in random_part)
-  chosen_units = np.linspace(0, teacher.units[index] - 1, units).round()
+  if teacher.kept_units is None:
+    chosen_units = np.linspace(0, teacher.units[index] - 1, units).round()
+  else:
+    chosen_units = teacher.kept_units(index, units)
 
   def origin(layer: Layer) -> Layer:
     return source[

@@ -9,13 +9,24 @@ import jax.numpy as jnp
 
 from cbkd_jax.blocks import Architecture
 from cbkd_jax.errors import UserError, nearest
-from cbkd_jax.models import imagenet_resnet, resnet, vgg, wrn
+from cbkd_jax.models import (
+  imagenet_resnet,
+  mobilenet,
+  resnet,
+  shufflenet,
+  shufflenet_v2,
+  vgg,
+  wrn,
+)
 
 _MODELS: dict[str, Callable[..., Architecture]] = {
   **resnet.MODELS,
   **imagenet_resnet.MODELS,
   **vgg.MODELS,
   **wrn.MODELS,
+  **mobilenet.MODELS,
+  **shufflenet.MODELS,
+  **shufflenet_v2.MODELS,
 }
 
 # Families with more names than are worth listing: name -> function or None.
