@@ -171,11 +171,15 @@ def published(model, classes, side):
       ('resnet8', 100, 32),
       '; it matches --model=resnet8x4',
     ),
+    (
+      ('resnet18', 1000, 224),
+      ('resnet20', 10, 32),
+      '; it matches --model=resnet18 --num_classes=1000 '
+      '--image_shape=224,224,3',
+    ),
   ],
 )
-def test_hints(file, asked, expected, monkeypatch):
-  known = ['vgg8', 'resnet8', 'resnet8x4', 'resnet18']  # all would take long
-  monkeypatch.setattr(models, 'known', lambda: known)
+def test_hints(file, asked, expected):
   model, classes, side = asked
   shape = (side, side, 3)
   architecture = models.build(model, classes, shape)
@@ -187,8 +191,7 @@ def test_hints(file, asked, expected, monkeypatch):
   assert hints.hint(found, files, model, classes, shape) == expected
 
 
-def test_no_hint_for_a_network_of_others(monkeypatch):
-  monkeypatch.setattr(models, 'known', lambda: ['vgg8'])
+def test_no_hint_for_a_network_of_others():
   files = {'': {'transformer.wte.weight': np.zeros((4, 4), np.float32)}}
   shapes = blocks.shapes(
     models.build('vgg8', 3, (8, 8, 3)).network(), (8, 8, 3)

@@ -5,8 +5,9 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 from cbkd_jax import blocks, models
+from cbkd_jax.blocks import Architecture
 from cbkd_jax.errors import UserError
-from cbkd_jax.weights import matching
+from cbkd_jax.weights import matching, naming
 from cbkd_jax.weights.files import Arrays
 from cbkd_jax.weights.matching import Match
 
@@ -75,7 +76,8 @@ def _candidates(
   others = [name for name in models.known() if name != model]
   others.sort(key=lambda n: -difflib.SequenceMatcher(None, model, n).ratio())
   for name, count in itertools.product(others, classes):
-    yield name, count, image_shape
+    for shape in dict.fromkeys([image_shape, naming.default_image_shape(name)]):
+      yield name, count, shape
 
 
 def _matches(
@@ -86,13 +88,33 @@ def _matches(
 ) -> bool:
   try:
     architecture = models.build(model, num_classes, image_shape)
+    fitting = [
+      (names, arrays)
+      for names in architecture.torch_names or ()
+      for arrays in state_dicts.values()
+      if _has_layers(arrays, architecture, names)
+    ]
+    if not fitting:
+      return False
     shapes = blocks.shapes(architecture.network(), image_shape)
   except UserError:
     return False
   return any(
     matching.match(arrays, architecture, shapes, names).full
-    for arrays in state_dicts.values()
-    for names in architecture.torch_names or ()
+    for names, arrays in fitting
+  )
+
+
+def _has_layers(arrays: Arrays, architecture: Architecture, names: str) -> bool:
+  """Whether all layers of the wiring are there; shapes take longer to know."""
+  if architecture.wiring is None:
+    return True
+  torch_name = architecture.torch_names[names]
+  modules = {name.rpartition('.')[0] for name in arrays}
+  return all(
+    torch_name(part, layer.path) in modules
+    for part, units in enumerate((*architecture.units, 0))
+    for layer in architecture.wiring(part, units)
   )
 
 

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cbkd_jax import trees
+from cbkd_jax import models, trees
 from cbkd_jax.blocks import Architecture, Variables
 from cbkd_jax.errors import UserError, nearest
+
+# Those whose names a network of ImageNet has.
+_IMAGENET = {'torchvision', 'timm'}
 
 # Our last names to torch's; all others are the same in both.
 _LEAVES = {
@@ -55,6 +58,17 @@ def namings(architecture: Architecture, model: str) -> tuple[str, ...]:
       'cbkd_jax/blocks.py'
     )
   return tuple(architecture.torch_names)
+
+
+def default_image_shape(model: str) -> tuple[int, int, int]:
+  """(height, width, channels): 32x32x3, of a network of ImageNet 224x224x3.
+
+  Raises:
+    UserError: the model is not known.
+  """
+  shape = (224, 224, 3)
+  names = models.build(model, 1, shape).torch_names or {}
+  return shape if _IMAGENET & {*names} else (32, 32, 3)
 
 
 def check(naming: str, known: Sequence[str]) -> None:

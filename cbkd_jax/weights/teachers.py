@@ -17,9 +17,6 @@ from cbkd_jax.weights import files, hints, matching, naming
 from cbkd_jax.weights.files import Arrays
 from cbkd_jax.weights.matching import Match
 
-# Those whose names an ImageNet network has.
-_IMAGENET = {'torchvision', 'timm'}
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -28,7 +25,8 @@ class Request:
   Attributes:
     model: the network's name, see `models.build`.
     num_classes: of its logits.
-    image_shape: (height, width, channels); None: see `default_image_shape`.
+    image_shape: (height, width, channels); None: see
+      `naming.default_image_shape`.
     names: whose names the file has; None: those that most fit.
     entry: which of the file's entries is the state dict; None: the one that
       most fits.
@@ -59,13 +57,6 @@ class Teacher:
   description: Mapping[str, Any]
 
 
-def default_image_shape(model: str, num_classes: int) -> tuple[int, int, int]:
-  """32x32x3, but 224x224x3 for models whose weights are ImageNet's."""
-  shape = (224, 224, 3)
-  names = models.build(model, num_classes, shape).torch_names or {}
-  return shape if _IMAGENET & {*names} else (32, 32, 3)
-
-
 def bring(
   path: Path,
   request: Request,
@@ -87,7 +78,7 @@ def bring(
   """
   model, classes = request.model, request.num_classes
   if request.image_shape is None:
-    shape = default_image_shape(model, classes)
+    shape = naming.default_image_shape(model)
     request = dataclasses.replace(request, image_shape=shape)
   architecture = models.build(model, classes, request.image_shape)
   names = naming.namings(architecture, model)
