@@ -58,7 +58,10 @@ def main() -> None:
     ),
   )
   imported.save(out, teacher)
-  console.print(f'--config.teacher.checkpoint={out}', soft_wrap=True)
+  console.print(
+    f'--config.teacher.model={values.model} --config.teacher.checkpoint={out}',
+    soft_wrap=True,
+  )
 
 
 def _write_back(source: str, to: str, names: str | None) -> None:

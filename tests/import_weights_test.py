@@ -145,7 +145,9 @@ def test_a_published_network_by_the_command(tmp_path):
   ended = call(file, out, model='resnet8x4', classes=100)
   assert ended.code == 0, ended.err
   assert "a.safetensors, repdistiller's names" in ended.out
-  assert ended.out.endswith(f'--config.teacher.checkpoint={out}\n')
+  assert ended.out.endswith(
+    f'--config.teacher.model=resnet8x4 --config.teacher.checkpoint={out}\n'
+  )
   described = json.loads((out / 'imported.json').read_text())
   assert described == {
     'model': 'resnet8x4',

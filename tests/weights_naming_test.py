@@ -38,6 +38,49 @@ def resnet(units, bottleneck):
   return found | {'fc.weight': (1000, inputs), 'fc.bias': (1000,)}
 
 
+def mobilenet_v2(torchvision):
+  """What torchvision's and timm's MobileNetV2 hold."""
+  stem, stem_norm = (
+    ('features.0.0', 'features.0.1') if torchvision else ('conv_stem', 'bn1')
+  )
+  found = {f'{stem}.weight': (32, 3, 3, 3), **norm(stem_norm, 32)}
+  inputs, row = 32, 0
+  groups = (1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4)
+  groups += (6, 96, 3), (6, 160, 3), (6, 320, 1)
+  for group, (expansion, width, units) in enumerate(groups):
+    for unit in range(units):
+      row += 1
+      mid = expansion * inputs
+      convs = [(mid, inputs, 1, 1), (mid, 1, 3, 3), (width, mid, 1, 1)]
+      if torchvision:
+        layers = [('conv.0.0', 'conv.0.1'), ('conv.1.0', 'conv.1.1')]
+        layers += [('conv.2', 'conv.3')]
+        if expansion == 1:
+          layers = [None, ('conv.0.0', 'conv.0.1'), ('conv.1', 'conv.2')]
+        name = f'features.{row}'
+      else:
+        layers = [('conv_pw', 'bn1'), ('conv_dw', 'bn2'), ('conv_pwl', 'bn3')]
+        if expansion == 1:
+          layers = [None, ('conv_dw', 'bn1'), ('conv_pw', 'bn2')]
+        name = f'blocks.{group}.{unit}'
+      for shape, layer in list(zip(convs, layers))[expansion == 1 :]:
+        found[f'{name}.{layer[0]}.weight'] = shape
+        found |= norm(f'{name}.{layer[1]}', shape[0])
+      inputs = width
+  conv, last, classifier = (
+    ('features.18.0', 'features.18.1', 'classifier.1')
+    if torchvision
+    else ('conv_head', 'bn2', 'classifier')
+  )
+  found[f'{conv}.weight'] = (1280, 320, 1, 1)
+  found |= norm(last, 1280)
+  classifier = {
+    f'{classifier}.weight': (1000, 1280),
+    f'{classifier}.bias': (1000,),
+  }
+  return found | classifier
+
+
 # model, whose names: what it holds, how many tensors and trained numbers.
 PUBLISHED = {
   ('resnet18', 'torchvision'): (resnet((2, 2, 2, 2), False), 102, 11_689_512),
@@ -46,6 +89,8 @@ PUBLISHED = {
   ('resnet34', 'timm'): (resnet((3, 4, 6, 3), False), 182, 21_797_672),
   ('resnet50', 'torchvision'): (resnet((3, 4, 6, 3), True), 267, 25_557_032),
   ('resnet50', 'timm'): (resnet((3, 4, 6, 3), True), 267, 25_557_032),
+  ('mobilenet_v2', 'torchvision'): (mobilenet_v2(True), 262, 3_504_872),
+  ('mobilenet_v2', 'timm'): (mobilenet_v2(False), 262, 3_504_872),
 }
 
 
