@@ -47,6 +47,7 @@ def test_model_json_says_how_to_rebuild_it(saved):
     'units': [1, 1, 1],
     'input_shape': [8, 8, 1],
     'classes': 10,
+    'class_names': list(NAMES),
     'compute_dtype': 'float32',
     'mean': [0.3],
     'std': [0.2],

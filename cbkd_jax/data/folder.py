@@ -90,11 +90,6 @@ class Folder:
       )
     _refuse_images(directory, files)
     names = [_images(directory / name) for name in folders]
-    if len(folders) < 2:
-      raise UserError(
-        f'{directory}: has one class folder only, {folders[0]!r}; at least 2 '
-        'are needed'
-      )
     paths = [
       os.fsencode(f'{folder}/{name}')
       for folder, own in zip(folders, names)
@@ -119,11 +114,6 @@ def open_set(wanted: Wanted) -> Folder:
     UserError: there are no class folders.
   """
   channels = wanted.image_shape[-1] if wanted.image_shape else None
-  if channels not in (None, 1, 3):
-    raise UserError(
-      f'data.image_shape = {wanted.image_shape}: must have 1 or 3 channels '
-      f'with data.name = {wanted.name!r}'
-    )
   root = Path(wanted.dir).expanduser()
   if not root.is_dir():
     what = 'a file, not a folder' if root.is_file() else 'no such folder'
@@ -131,11 +121,11 @@ def open_set(wanted: Wanted) -> Folder:
   folders, files = _entries(root)
   named = [name for name in folders if name.lower() in _SPLITS]
   divided = [name for name in folders if _entries(root / name)[0]]
-  if divided or (folders and named == folders):
+  if divided:
     splits = sorted({*named, *divided})
     return Folder({name: root / name for name in splits}, channels)
-  if not folders:
-    _refuse_images(root, files)
+  _refuse_images(root, files)
+  if named == folders:  # or there are none
     raise UserError(
       f'data.dir = {wanted.dir!r}: has no class folders; there must be '
       'CLASS/IMAGE or train/CLASS/IMAGE in it'

@@ -58,13 +58,14 @@ class Rows:
     return [self._read(v, self.where(n)) for v, n in zip(found, numbers)]
 
   def _read(self, value: dict[str, Any] | None, where: str) -> np.ndarray:
-    value = value or {'bytes': b'', 'path': None}
+    if value is None:
+      raise UserError(f'{where}: has no image')
     content = value['bytes']
     if content is None:  # then it is in a file of its own
       try:
         content = Path(value['path']).read_bytes()
       except OSError as e:
-        raise UserError(f'{value["path"]}: {e.strerror}') from None
+        raise UserError(f'{where}: {value["path"]}: {e.strerror}') from None
     return decoding.decode(content, self.channels, where)
 
 

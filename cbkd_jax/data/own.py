@@ -57,9 +57,6 @@ class Source:
   def __len__(self) -> int:
     return len(self.numbers)
 
-  def __getitem__(self, i: int) -> dict[str, Any]:
-    return self.__getitems__([i])[0]
-
   def __getitems__(self, ids: Sequence[int]) -> list[dict[str, Any]]:
     numbers = [int(self.numbers[i]) for i in ids]
     images = self.records.images(numbers)
@@ -95,6 +92,11 @@ def open_splits(wanted: Wanted) -> tuple[tuple[str, ...], Source, Source]:
   ]
   opened = {part.split: found.open(part.split) for part in parts}
   class_names = opened[parts[0].split].class_names
+  if len(class_names) < 2:
+    raise UserError(
+      f'{wanted.title}: has one class only, {class_names[0]!r}, but must have '
+      'at least 2'
+    )
   train, test = (_part(part, opened[part.split], class_names) for part in parts)
   return class_names, train, test
 
@@ -128,8 +130,9 @@ def evenly_mixed(labels: np.ndarray, keys: Sequence[bytes]) -> np.ndarray:
       them and the labels alone.
 
   Returns:
-    Positions in `labels`, int [n]: of any n in a row, each class has its share
-    but for less than one example at either end.
+    Positions in `labels`, int [n]. How often a class comes in some of these
+    in a row differs from its share by at most one half times the number of
+    classes at either end.
   """
   digests = b''.join(hashlib.blake2b(k, digest_size=8).digest() for k in keys)
   hashes = np.frombuffer(digests, '>u8')
