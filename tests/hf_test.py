@@ -177,5 +177,5 @@ def test_directories_that_hold_no_set(saved, tmp_path, monkeypatch):
   monkeypatch.setattr(hf.importlib.util, 'find_spec', lambda _: None)
   assert refused(saved) == (
     "data.name = 'hf': needs Hugging Face's datasets; pip install "
-    "'datasets>=4,<6'"
+    "'datasets>=5.2,<6'"
   )

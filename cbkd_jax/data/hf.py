@@ -120,7 +120,7 @@ def open_set(wanted: Wanted) -> Set:
   if importlib.util.find_spec('datasets') is None:
     raise UserError(
       f"data.name = {wanted.name!r}: needs Hugging Face's datasets; pip "
-      "install 'datasets>=4,<6'"
+      "install 'datasets>=5.2,<6'"
     )
   # Read once, when it is imported.
   os.environ['HF_HUB_OFFLINE'] = os.environ['HF_DATASETS_OFFLINE'] = '1'

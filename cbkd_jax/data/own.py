@@ -86,11 +86,15 @@ def open_splits(wanted: Wanted) -> tuple[tuple[str, ...], Source, Source]:
     )
   found = _KINDS[wanted.name].open_set(wanted)
   parts = [
-    splits.parse(getattr(wanted, field), f'data.{field}', wanted.title, names)
-    for names in [found.splits]
-    for field in ('train_split', 'test_split')
+    splits.parse(expression, field, wanted.title, found.splits)
+    for field, expression in (
+      ('data.train_split', wanted.train_split),
+      ('data.test_split', wanted.test_split),
+    )
   ]
-  opened = {part.split: found.open(part.split) for part in parts}
+  opened = {
+    split: found.open(split) for split in dict.fromkeys(p.split for p in parts)
+  }
   class_names = opened[parts[0].split].class_names
   if len(class_names) < 2:
     raise UserError(
@@ -104,17 +108,17 @@ def open_splits(wanted: Wanted) -> tuple[tuple[str, ...], Source, Source]:
 def _part(
   part: splits.Part, records: Records, class_names: tuple[str, ...]
 ) -> Source:
-  unknown = [c for c in records.class_names if c not in set(class_names)]
-  if unknown:
-    raise UserError(
-      f'{part.said}: has a class {unknown[0]!r} that data.train_split lacks'
-    )
+  index = {name: i for i, name in enumerate(class_names)}
+  for name in records.class_names:
+    if name not in index:
+      raise UserError(
+        f'{part.said}: has a class {name!r} that data.train_split lacks'
+      )
   if records.labels.min() < 0:
     raise UserError(
       f'{part.said}: has a label {records.labels.min()}: choose a split that '
       'is labelled'
     )
-  index = {name: i for i, name in enumerate(class_names)}
   own = np.array([index[name] for name in records.class_names], np.int32)
   numbers = evenly_mixed(records.labels, records.keys())
   numbers = numbers[part.of(len(numbers))]
