@@ -16,7 +16,7 @@ from cbkd_jax.data import decoding, folder, own, streaming
 from cbkd_jax.data.wanted import OWN
 from cbkd_jax.errors import UserError
 
-COUNTS = {'train/b': 9, 'train/a': 6, 'train/ä c': 12, 'val/a': 2, 'val/b': 3}
+COUNTS = {'train/b': 9, 'train/a': 6, 'train/ä c': 12, 'val/b': 2, 'val/ä c': 3}
 
 
 def wanted(directory, **changes):
@@ -158,7 +158,7 @@ def test_colours_become_grey_and_grey_colours():
 # Order and slices.
 
 
-@pytest.mark.parametrize('counts', [[5, 5, 5], [1, 40, 7], [3, 0, 97, 2], [9]])
+@pytest.mark.parametrize('counts', [[5, 5, 5], [3, 0, 97, 2], [80, 80], [9]])
 def test_every_slice_has_the_classes_in_their_proportions(counts):
   labels = np.repeat(np.arange(len(counts)), counts)
   labels = np.random.default_rng(0).permutation(labels)
