@@ -377,27 +377,10 @@ def plan_augmentation(config: Mapping[str, Any]) -> Augmentation:
 
 def load_data(values: Mapping[str, Any]) -> data.Dataset:
   """Reads the data set, or opens it, and checks it against the config."""
-  fields = values['data']
-  shape = tuple(fields['image_shape'])
-  common = {
-    'data_dir': fields['dir'],
-    'train_split': fields['train_split'],
-    'test_split': fields['test_split'],
-    'validation_size': fields['validation_size'],
-    'resize': fields['resize'],
-    'expected_classes': fields['classes'],
-    'expected_train_size': fields['train_size'],
-  }
-  if fields['pipeline'] == 'resident':
-    return data.load(fields['name'], **common, expected_shape=shape)
-  return data.stream(
-    fields['name'],
-    **common,
-    image_shape=shape,
-    crop=fields['crop'],
-    crop_area=fields['crop_area'],
-    workers=fields['workers'],
-  )
+  wanted = data.Wanted.of(values['data'])
+  if values['data']['pipeline'] == 'resident':
+    return data.load(wanted)
+  return data.stream(wanted)
 
 
 def augmentation_for(

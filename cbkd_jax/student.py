@@ -1,6 +1,6 @@
 """The finished student on disk, and as a function from images to logits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def save(
   exp: Experiment,
   variables: Variables,
   augmentation: Augmentation,
+  class_names: Sequence[str],
 ) -> None:
   """Writes `weights/` (orbax) and model.json, which says how to rebuild it.
 
@@ -39,6 +40,7 @@ def save(
     exp: the run.
     variables: of the folded student, with the head that it predicts with.
     augmentation: its mean and std belong to the student.
+    class_names: what the data set calls its classes, by label.
   """
   if not processes.is_first():
     return
@@ -58,6 +60,7 @@ def save(
       'units': student.units,
       'input_shape': exp.image_shape,
       'classes': exp.config['data']['classes'],
+      'class_names': list(class_names),
       'compute_dtype': exp.config['compute_dtype'],
       'mean': augmentation.mean,
       'std': augmentation.std,
