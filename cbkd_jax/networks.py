@@ -68,6 +68,12 @@ def student(
       f"compression.init = 'slice': {why}; "
       f'allowed: {", ".join(i for i in initialization.INITS if i != "slice")}'
     )
+  if fields['init'] == 'pca' and not (family or teacher).adapted:
+    raise UserError(
+      "compression.init = 'pca': fits 1x1 adapters, which the blocks of this "
+      'teacher.model do without; allowed: '
+      f'{", ".join(i for i in initialization.INITS if i != "pca")}'
+    )
   return compression.compress(
     teacher,
     family=family,

@@ -269,7 +269,9 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
 def _show_blocks(exp: Experiment, console: rich.console.Console) -> None:
   table = new_table('Blocks, shallow to deep')
   table.add_column('block', no_wrap=True)
-  for header in ('keep', 'channels', 'units', 'params', 'x', 'MFLOPs', 'x'):
+  # Where blocks are not adapted, all take and return the teacher's channels.
+  width = 'channels' if exp.architecture.adapted else 'inside'
+  for header in ('keep', width, 'units', 'params', 'x', 'MFLOPs', 'x'):
     table.add_column(header, justify='right', no_wrap=True)
   teacher, student = _costs(exp)
   for i, (t, s) in enumerate(zip(teacher, student)):
