@@ -101,7 +101,9 @@ def parse(text: str) -> Target:
   return Target(kind, value)
 
 
-def default_damages(costs: Sequence[BlockCosts]) -> list[list[float]]:
+def default_damages(
+  candidates: Sequence[Sequence[float]],
+) -> list[list[float]]:
   """What each candidate is taken to harm where nothing has been measured.
 
   -log(keep): halving a block's width harms as much wherever it starts from and
@@ -111,12 +113,12 @@ def default_damages(costs: Sequence[BlockCosts]) -> list[list[float]]:
   channel beside another that is whole.
 
   Args:
-    costs: per compressed block, shallow to deep.
+    candidates: per compressed block, shallow to deep, its keep ratios.
 
   Returns:
     Per block and candidate a number, 0 for keep = 1.
   """
-  return [[-math.log(keep) for keep in block.keep] for block in costs]
+  return [[-math.log(keep) for keep in block] for block in candidates]
 
 
 def cost(
