@@ -63,7 +63,8 @@ class OutOfReachError(ValueError):
 
   Attributes:
     below: the largest cost below the target; None: all are above it.
-    above: the smallest cost above the target; None: all are below it.
+    above: the smallest cost above the target; None: all are below it. Both
+      None: there is no choice at all, as keep ratios must not grow.
   """
 
   def __init__(self, below: float | None, above: float | None) -> None:
@@ -106,11 +107,13 @@ def default_damages(
 ) -> list[list[float]]:
   """What each candidate is taken to harm where nothing has been measured.
 
-  -log(keep): halving a block's width harms as much wherever it starts from and
-  in whatever block. Where a block costs as its squared width, the best student
-  spends the same on every block, so that deep blocks, which have most of a
-  teacher's parameters, are compressed most, and none is left with a single
-  channel beside another that is whole.
+  -log(keep), times a weight that falls from 1 in the shallowest compressed
+  block to 1/2 in the deepest. Halving a width harms as much wherever it starts
+  from, so no block ends with a single channel beside another that is whole:
+  where a block costs as its squared width, each gets a share of the budget in
+  proportion to its weight. Deep blocks, which have most of a teacher's
+  parameters, are so compressed most, and by their weights also where all cost
+  the same, as in FLOPs: the method wants keep ratios to fall with depth.
 
   Args:
     candidates: per compressed block, shallow to deep, its keep ratios.
@@ -118,7 +121,11 @@ def default_damages(
   Returns:
     Per block and candidate a number, 0 for keep = 1.
   """
-  return [[-math.log(keep) for keep in block] for block in candidates]
+  weights = np.linspace(1, 0.5, len(candidates))
+  return [
+    [-weight * math.log(keep) for keep in block]
+    for weight, block in zip(weights, candidates)
+  ]
 
 
 def cost(
@@ -177,13 +184,16 @@ def solve(
     found = problem.choices(target, upper)
     best = found.best(found.cost, found.damage)
   if best is None:
-    every = problem.choices(-math.inf, math.inf).cost
-    below, above = every[every <= target], every[every > target]
-    raise OutOfReachError(
-      float(below.max()) if len(below) else None,
-      float(above.min()) if len(above) else None,
-    )
+    raise OutOfReachError(*problem.nearest(target))
   return best.choice
+
+
+def extremes(
+  costs: Sequence[BlockCosts], *, fixed: float = 0.0, any_order: bool = False
+) -> tuple[float, float]:
+  """What the cheapest and the dearest choice cost."""
+  harmless = [np.zeros(len(block.keep)) for block in costs]
+  return _Problem(costs, harmless, fixed, any_order).extremes()
 
 
 class _Best(NamedTuple):
@@ -251,6 +261,32 @@ class _Problem:
     for step, allowed in zip(self.steps[::-1], self.allowed[::-1]):
       rest.insert(0, extreme(np.where(allowed, step + rest[0], never), axis=1))
     return rest
+
+  def extremes(self) -> tuple[float, float]:
+    """The least and the largest cost."""
+    first = self.own[0] + self.fixed
+    return (
+      float((first + self.least[0]).min()),
+      float((first + self.most[0]).max()),
+    )
+
+  def nearest(self, target: float) -> tuple[float | None, float | None]:
+    """The costs next to the target, below (or the same) and above."""
+    least, most = self.extremes()
+    if least > most:  # no order of keep ratios is allowed
+      return None, None
+    if least > target or most <= target:
+      return (None, least) if least > target else (most, None)
+    # In windows that grow: there may be very many choices in all.
+    below, above, window = np.zeros(0), np.zeros(0), 0.02
+    while not (len(below) and len(above)):
+      if not len(below):
+        below = self.choices(target * (1 - window), target).cost
+      if not len(above):
+        above = self.choices(target, target * (1 + window)).cost
+        above = above[above > target]
+      window *= 2
+    return float(below.max()), float(above.min())
 
   def choices(
     self, lower: float, upper: float, best_only: bool = False

@@ -23,7 +23,7 @@ from cbkd_jax.models.adapter import Adapted
 
 _CANDIDATES = 64  # per block, about, at most
 _COUNTED_CANDIDATES = 16  # where each is counted
-_EXACT = 1e-5  # relative: XLA adds up FLOPs in float32
+_ROUNDING = 1e-5  # relative: XLA adds up FLOPs in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +105,12 @@ def tabulate(choice: Choice, kind: str, counted: bool = False) -> Table:
       return tabulate(choice, kind, counted=True)
     tables.append(table)
   return Table(fixed, tables)
+
+
+def is_same(cost: float, other: float, kind: str) -> bool:
+  """Whether two costs are one, but for the rounding of FLOPs."""
+  rounding = _ROUNDING if kind == 'flops_per_example' else 0.0
+  return math.isclose(cost, other, rel_tol=rounding)
 
 
 def _candidates(choice: Choice, block: int, most: int) -> tuple[float, ...]:
@@ -197,13 +203,11 @@ def _block_costs(
     costs = [counter.count(*size) for size in sizes]
   else:
     polynomial = _polynomial(counter, sizes)
-    if not math.isclose(
-      polynomial(*sizes[0]), counter.count(*sizes[0]), rel_tol=_EXACT
-    ):
-      return None
     costs = [polynomial(*size) for size in sizes]
     if counter.kind != 'flops_per_example':
       costs = [float(round(cost)) for cost in costs]
+    if not is_same(costs[0], counter.count(*sizes[0]), counter.kind):
+      return None
   reads = counter.shape[-1]
   per_channel = [counter.per_channel(inner) for inner, _ in sizes]
   return BlockCosts(
