@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from cbkd_jax import (
   compression,
   data,
-  initialization,
-  models,
+  networks,
   objective_checks,
   objectives,
   prediction,
@@ -43,7 +42,8 @@ class Experiment:
     config: the resolved config as nested plain values.
     architecture: the teacher's, its batch statistics over all replicas.
     local: the same without a replicas' axis, for work outside of a step.
-    student: the compressed network, of `architecture`'s blocks.
+    student: the compressed network.
+    local_student: the same without a replicas' axis.
     stages: the plan.
     teacher_training: how the teacher is trained.
     replicas: the devices that share a batch.
@@ -54,6 +54,7 @@ class Experiment:
   architecture: Architecture
   local: Architecture
   student: compression.Student
+  local_student: compression.Student
   stages: tuple[Stage, ...]
   teacher_training: stages.Training
   replicas: step.Replicas
@@ -83,16 +84,16 @@ class Experiment:
       stage: the stage.
       local: without a replicas' axis.
     """
-    student = self.student
-    if local:
-      student = dataclasses.replace(student, teacher=self.local)
-    teacher = student.teacher.network()
-    student = student.network(self.dtype, stage.folded)
+    sizes = self.local_student if local else self.student
+    teacher = sizes.teacher.network()
+    student = sizes.network(self.dtype, stage.folded)
     blocks = tuple(
       s if is_student else t
       for s, t, is_student in zip(student.blocks, teacher.blocks, stage.student)
     )
-    return Network(blocks, student.head)
+    # The head belongs to the deepest block.
+    head = student.head if stage.student[-1] else teacher.head
+    return Network(blocks, head)
 
   def predicting_network(self, stage: Stage) -> Network:
     """The same, with the head that the objective may give it; local."""
@@ -238,17 +239,9 @@ def build(
   data, teacher = config['data'], config['teacher']
   replicas = _replicas(config, devices or tuple(jax.devices()))
   axis = replicas.axis if config['sync_batch_norm'] else None
-  build_model = functools.partial(
-    models.build,
-    teacher['model'],
-    num_classes=data['classes'],
-    image_shape=tuple(data['image_shape']),
-    dtype=jnp.dtype(config['compute_dtype']),
+  architecture, local = (
+    networks.model(config, 'teacher.model', name) for name in (axis, None)
   )
-  try:
-    architecture, local = build_model(axis_name=axis), build_model()
-  except UserError as error:
-    raise UserError(f'teacher.model: {error}') from None
   plan = stages.plan(
     order=config['order'],
     blocks=len(architecture.widths),
@@ -277,20 +270,10 @@ def build(
   plan = stages.with_pre_stages(
     plan, lambda expression: objectives.parse(expression).pre_stage
   )
-  keep = config['compression']
-  student = compression.compress(
-    architecture,
-    keep=keep['keep'],
-    depth=keep['depth'],
-    inherit=config['inherit'],
-    width_multiple_of=keep['width_multiple_of'],
-    allow_any_order=keep['allow_any_order'],
+  student, local_student = (
+    networks.student(config, teacher, axis_name)
+    for teacher, axis_name in ((architecture, axis), (local, None))
   )
-  if keep['init'] == 'slice' and architecture.wiring is None:
-    raise UserError(
-      "compression.init = 'slice': this teacher.model gives no wiring; "
-      f'allowed: {", ".join(i for i in initialization.INITS if i != "slice")}'
-    )
   on_cpu = replicas.devices[0].platform == 'cpu'
   per_call = config['steps_per_call'] or (1 if on_cpu else _STEPS_PER_CALL)
   if data['pipeline'] == 'stream' and not config['steps_per_call']:
@@ -307,6 +290,7 @@ def build(
     architecture=architecture,
     local=local,
     student=student,
+    local_student=local_student,
     stages=plan,
     teacher_training=stages.training(
       teacher_fields, data['train_size'], config['batch_size']
@@ -393,27 +377,10 @@ def plan_augmentation(config: Mapping[str, Any]) -> Augmentation:
 
 def load_data(values: Mapping[str, Any]) -> data.Dataset:
   """Reads the data set, or opens it, and checks it against the config."""
-  fields = values['data']
-  shape = tuple(fields['image_shape'])
-  common = {
-    'data_dir': fields['dir'],
-    'train_split': fields['train_split'],
-    'test_split': fields['test_split'],
-    'validation_size': fields['validation_size'],
-    'resize': fields['resize'],
-    'expected_classes': fields['classes'],
-    'expected_train_size': fields['train_size'],
-  }
-  if fields['pipeline'] == 'resident':
-    return data.load(fields['name'], **common, expected_shape=shape)
-  return data.stream(
-    fields['name'],
-    **common,
-    image_shape=shape,
-    crop=fields['crop'],
-    crop_area=fields['crop_area'],
-    workers=fields['workers'],
-  )
+  wanted = data.Wanted.of(values['data'])
+  if values['data']['pipeline'] == 'resident':
+    return data.load(wanted)
+  return data.stream(wanted)
 
 
 def augmentation_for(

@@ -277,8 +277,12 @@ def fit_adapters(
   _, directions = np.linalg.eigh(
     np.cov(pixels.T, ddof=0).reshape(len(mean), -1)
   )
-  directions = directions[:, ::-1][:, :width]
-  params = {**params, 'reduce': _affine(directions, -mean @ directions)}
+  # Another family's block may take more channels than there are directions:
+  # those beyond stay as they were drawn.
+  kernel = np.array(params['reduce']['kernel'][0, 0], np.float64)
+  number = min(width, len(mean))
+  kernel[:, :number] = directions[:, ::-1][:, :number]
+  params = {**params, 'reduce': _affine(kernel, -mean @ kernel)}
   if 'expand' not in params:
     return params
   inside = {k: v for k, v in params.items() if k != 'expand'}

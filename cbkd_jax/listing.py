@@ -28,6 +28,7 @@ def show(console: rich.console.Console) -> None:
       'digits',
       'tiny_imagenet',
       'any image-classification set that TFDS has prepared (cifar10, ...)',
+      'images of your own in data.dir: folder, npz, hf',
     ],
   )
   _section(console, 'Orders', 'order')

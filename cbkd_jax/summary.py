@@ -12,7 +12,7 @@ import rich.table
 import rich.text
 
 from cbkd_jax import cache, counting, experiment, memory_plan, wall
-from cbkd_jax.data import Dataset
+from cbkd_jax.data import Dataset, Wanted
 from cbkd_jax.experiment import Experiment
 
 _VERSIONS = {
@@ -193,7 +193,8 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
   augmentation = experiment.plan_augmentation(config)
   console.print(
     f'{config["order"]}: {config["teacher"]["model"]} on '
-    f'{config["data"]["name"]}, {config["data"]["train_size"]:,} training '
+    f'{Wanted.of(config["data"]).title}, '
+    f'{config["data"]["train_size"]:,} training '
     f'examples, batch size {config["batch_size"]} on '
     f'{len(exp.replicas.devices)} device(s), seed {config["seed"]}',
     highlight=False,

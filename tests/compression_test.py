@@ -96,7 +96,10 @@ def test_sizes_by_hand(name, fields, widths, inputs, units):
     ({'depth': (9, 9, 0)}, 'from 1 to the units'),
     ({'depth': (9, 9, 10)}, 'from 1 to the units'),
     ({'depth': (8, 9, 9)}, r'must start with \(9,\)'),
-    ({'width_multiple_of': 32}, 'block 1 would get 32 channels where its'),
+    (
+      {'width_multiple_of': 32},
+      'block 1 would get 32 channels where it has 16',
+    ),
   ],
 )
 def test_errors(fields, message):
