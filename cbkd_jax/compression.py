@@ -5,6 +5,9 @@ structure at fewer channels, `expand` 1x1 (not in the deepest block, which
 ends in the head). So any subset of blocks can be swapped. Before the thaw
 `fold` multiplies each `expand` with the `reduce` that follows it, which
 leaves the architecture of the paper's figure 3.
+
+Families whose blocks are narrower inside only (`Architecture.adapted`) need
+none of this.
 """
 
 import dataclasses
@@ -27,7 +30,8 @@ class Student:
     family: the one whose narrower blocks the student's are: the teacher's, or
       another that is cut alike.
     inherit: how many of the shallowest blocks are the teacher's own.
-    widths: output channels of each block.
+    widths: output channels of each block; channels inside where blocks are
+      not adapted.
     inputs: per block, the channels its `reduce` leaves (0: no `reduce`).
     units: units of each block.
   """
@@ -48,6 +52,7 @@ class Student:
         block = self.teacher.block(i, width, units)
       else:
         block = self.family.block(i, width, units)
+      if i >= self.inherit and self.family.adapted:
         expand = None if folded or i == last else self.teacher.widths[i]
         block = Adapted(
           block, reduce=self.inputs[i], expand=expand, dtype=dtype
@@ -135,9 +140,11 @@ def compress(
   )
   widths = (*teacher.widths[:inherit], *own)
   # What the block's own family would hand it, narrowed as the block is.
-  inputs = (0,) * inherit + tuple(
+  inputs = tuple(
     _nearest_multiple(keep[i] * family.widths[i - 1], width_multiple_of)
-    for i in range(inherit, blocks)
+    if family.adapted and i >= inherit
+    else 0
+    for i in range(blocks)
   )
   for i in range(inherit, blocks):
     for own, at_most in (
@@ -161,7 +168,7 @@ def fold(variables: Variables, inherit: int) -> Variables:
 
   Two affine 1x1 maps in a row, y = (x A + a) B + b, are one: x (A B) + (a B +
   b). The folded network computes the same function. Products are taken in
-  float64.
+  float64. Blocks without adapters stay as they are.
 
   Args:
     variables: of the student with the teacher's interface at every cut.
@@ -172,6 +179,8 @@ def fold(variables: Variables, inherit: int) -> Variables:
   """
   params = [dict(tree) for tree in variables.params]
   for shallow, deep in zip(params[inherit:-2], params[inherit + 1 : -1]):
+    if 'reduce' not in deep:
+      continue
     expand, reduce = shallow.pop('expand'), deep['reduce']
     kernel = np.asarray(reduce['kernel'], np.float64)[0, 0]
     dtype = np.asarray(reduce['kernel']).dtype

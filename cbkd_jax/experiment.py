@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from cbkd_jax import (
+  budget,
+  budget_search,
   compression,
   data,
   networks,
@@ -24,6 +26,7 @@ from cbkd_jax import (
 )
 from cbkd_jax import replicas as replicas_
 from cbkd_jax.blocks import Architecture, Network
+from cbkd_jax.budget_search import Found
 from cbkd_jax.data.augment import Augmentation, channel_stats
 from cbkd_jax.errors import UserError
 from cbkd_jax.fit import Pace
@@ -39,7 +42,8 @@ class Experiment:
   """The objects of a run; they need no data.
 
   Attributes:
-    config: the resolved config as nested plain values.
+    config: the resolved config as nested plain values; its keep ratios are
+      those that were found where it has a target.
     architecture: the teacher's, its batch statistics over all replicas.
     local: the same without a replicas' axis, for work outside of a step.
     student: the compressed network.
@@ -48,6 +52,7 @@ class Experiment:
     teacher_training: how the teacher is trained.
     replicas: the devices that share a batch.
     pace: how often what happens.
+    found: how the student meets `compression.target`, if there is one.
   """
 
   config: Mapping[str, Any]
@@ -59,6 +64,7 @@ class Experiment:
   teacher_training: stages.Training
   replicas: step.Replicas
   pace: Pace
+  found: Found | None = None
 
   @property
   def dtype(self) -> Any:
@@ -222,13 +228,17 @@ def _hash(phase: str) -> int:
 
 
 def build(
-  config: Mapping[str, Any], devices: tuple[Any, ...] | None = None
+  config: Mapping[str, Any],
+  devices: tuple[Any, ...] | None = None,
+  found: Found | None = None,
 ) -> Experiment:
   """Checks a config as a whole and makes the run's objects.
 
   Args:
     config: every field, as nested plain values, each checked by itself.
     devices: default all, of all processes.
+    found: the student that meets `compression.target`; None: is found here,
+      which takes seconds, or a minute where it means to compile and measure.
 
   Returns:
     The experiment.
@@ -270,9 +280,23 @@ def build(
   plan = stages.with_pre_stages(
     plan, lambda expression: objectives.parse(expression).pre_stage
   )
-  student, local_student = (
-    networks.student(config, teacher, axis_name)
+  families = [
+    networks.family(config, teacher, axis_name)
     for teacher, axis_name in ((architecture, axis), (local, None))
+  ]
+  keep = config['compression']
+  if keep['target']:
+    if found is None:
+      found = budget_search.find(
+        networks.choice(config, local, families[1], plan[-1].objective),
+        budget.parse(keep['target']),
+        next(d for d in replicas.devices if d in jax.local_devices()),
+      )
+    keep = {**keep, 'keep': found.keep}
+    config = {**config, 'compression': keep}
+  student, local_student = (
+    networks.student(config, teacher, family, keep['keep'])
+    for teacher, family in zip((architecture, local), families)
   )
   on_cpu = replicas.devices[0].platform == 'cpu'
   per_call = config['steps_per_call'] or (1 if on_cpu else _STEPS_PER_CALL)
@@ -302,11 +326,25 @@ def build(
       checkpoint_every=config['checkpoint_every_steps'],
       log_every=config['log_every_steps'],
     ),
+    found=found,
   )
   objective_checks.check(experiment)
   _check_cache(experiment)
   stream_checks.check(experiment)
   return experiment
+
+
+def settled(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The config with the keep ratios that its target leads to, and no target.
+
+  For commands that build it more than once, with changes that should not
+  change the student.
+  """
+  fields = config['compression']
+  if not fields['target']:
+    return config
+  keep = build(config).config['compression']['keep']
+  return {**config, 'compression': {**fields, 'keep': keep, 'target': ''}}
 
 
 def _replicas(

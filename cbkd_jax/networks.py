@@ -1,12 +1,22 @@
 """A config's networks: the teacher's architecture and the student's sizes."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from cbkd_jax import compression, initialization, models, wrapping
-from cbkd_jax.blocks import Architecture
+from cbkd_jax import (
+  compression,
+  initialization,
+  models,
+  objectives,
+  prediction,
+  wrapping,
+)
+from cbkd_jax.blocks import Architecture, Network
+from cbkd_jax.budget_costs import Choice
+from cbkd_jax.compression import Student
 from cbkd_jax.errors import UserError
 
 
@@ -38,44 +48,112 @@ def model(
     raise UserError(f'{field}: {error}') from None
 
 
-def student(
+def family(
   config: Mapping[str, Any], teacher: Architecture, axis_name: str | None
-) -> compression.Student:
-  """The compressed network that a config describes.
+) -> Architecture | None:
+  """Another family that the student's blocks are of, cut like the teacher.
 
   Args:
     config: nested plain values.
     teacher: the teacher's architecture.
     axis_name: as in `model`.
 
+  Returns:
+    The architecture; None where the student is of the teacher's family.
+
   Raises:
     UserError: naming the field of `compression` and what is allowed.
   """
-  fields, family = config['compression'], None
+  fields, found = config['compression'], None
   if fields['model']:
-    family = cut_alike(
+    found = cut_alike(
       model(config, 'compression.model', axis_name),
       teacher,
       inherit=config['inherit'],
       image_shape=tuple(config['data']['image_shape']),
       name=fields['model'],
     )
-  if fields['init'] == 'slice' and (family or teacher).wiring is None:
-    why = 'compression.model is set, and nothing of the teacher fits its layers'
-    if family is None:
-      why = 'this teacher.model gives no wiring'
-    raise UserError(
-      f"compression.init = 'slice': {why}; "
-      f'allowed: {", ".join(i for i in initialization.INITS if i != "slice")}'
+  refused = None
+  if fields['init'] == 'slice' and (found or teacher).wiring is None:
+    refused = 'this teacher.model gives no wiring'
+    if found:
+      refused = 'nothing of the teacher fits the layers of compression.model'
+  if fields['init'] == 'pca' and not (found or teacher).adapted:
+    refused = (
+      'fits 1x1 adapters, which the blocks of this teacher.model do without'
     )
+  if refused:
+    others = [i for i in initialization.INITS if i != fields['init']]
+    raise UserError(
+      f'compression.init = {fields["init"]!r}: {refused}; '
+      f'allowed: {", ".join(others)}'
+    )
+  return found
+
+
+def student(
+  config: Mapping[str, Any],
+  teacher: Architecture,
+  other: Architecture | None,
+  keep: Sequence[float],
+  any_order: bool = False,
+) -> Student:
+  """The compressed network that a config describes, at whatever keep ratios.
+
+  Args:
+    config: nested plain values.
+    teacher: the teacher's architecture.
+    other: the student's `family`.
+    keep: a ratio for each block.
+    any_order: permit ratios that grow with depth, whatever the config says.
+
+  Raises:
+    UserError: naming the field of `compression` and what is allowed.
+  """
+  fields = config['compression']
   return compression.compress(
     teacher,
-    family=family,
-    keep=fields['keep'],
+    family=other,
+    keep=keep,
     depth=fields['depth'],
     inherit=config['inherit'],
     width_multiple_of=fields['width_multiple_of'],
-    allow_any_order=fields['allow_any_order'],
+    allow_any_order=any_order or fields['allow_any_order'],
+  )
+
+
+def choice(
+  config: Mapping[str, Any],
+  teacher: Architecture,
+  other: Architecture | None,
+  objective: str,
+) -> Choice:
+  """The students among which `compression.target` chooses.
+
+  Args:
+    config: nested plain values.
+    teacher: the teacher's architecture, without a replicas' axis.
+    other: the student's `family`, likewise.
+    objective: of the last stage, which may give the student a head.
+  """
+  parsed = objectives.parse(objective)
+  dtype = jnp.dtype(config['compute_dtype'])
+  inherit = config['inherit']
+
+  def network(sized: Student) -> Network:
+    folded = sized.network(dtype, folded=True)
+    return prediction.network(
+      parsed, folded, teacher.head(), teacher.widths[-1]
+    )
+
+  return Choice(
+    student=functools.partial(student, config, teacher, other, any_order=True),
+    network=network,
+    teacher=teacher.network(),
+    widths=teacher.widths[:inherit] + (other or teacher).widths[inherit:],
+    image_shape=tuple(config['data']['image_shape']),
+    inherit=inherit,
+    any_order=config['compression']['allow_any_order'],
   )
 
 

@@ -42,8 +42,8 @@ def cut_alike(
   Raises:
     CutError: no block ends at one of the teacher's cuts; names the cut.
   """
-  theirs = _sizes(teacher.network(), image_shape)
-  ours = _sizes(family.network(), image_shape)
+  theirs = _sizes(teacher.network(), image_shape, 'the teacher')
+  ours = _sizes(family.network(), image_shape, 'this model')
   # The last block of each group, from the inherited ones' on.
   ends = [*_ends(ours, theirs[inherit - 1 : -1], inherit), len(ours) - 1]
 
@@ -82,15 +82,17 @@ def cut_alike(
   )
 
 
-def _sizes(network: Network, image_shape: tuple[int, int, int]) -> list[Size]:
+def _sizes(
+  network: Network, image_shape: tuple[int, int, int], whose: str
+) -> list[Size]:
   """Height and width of what each block hands on."""
   shape, found = (1, *image_shape), []
   for part in network.blocks:
     shape = blocks.part_shapes(part, shape)[1]
     if len(shape) != 4:
       raise CutError(
-        'its student must be of its own family: tokens, not maps, go from '
-        'block to block'
+        f'{whose} hands tokens, not maps, from block to block; there teacher '
+        'and student must be of one family'
       )
     found.append(shape[1:3])
   return found

@@ -272,7 +272,7 @@ def test_wiring_lists_every_layer_with_consistent_sizes(name):
     sizes = {'input': (3, *widths)[i]}
     if i < len(widths):
       sizes['output'] = widths[i]
-    for path, reads, writes in wires:
+    for path, reads, writes, *_ in wires:
       layer = layer_at(params[i], path)
       is_norm = 'scale' in layer
       is_depthwise = name in BY_DEPTHWISE and path.endswith('conv2')
@@ -304,7 +304,7 @@ def test_wiring_tells_which_channels_belong_together(name):
     sets = {'input': order}
     tree = jax.tree.map(np.copy, variables.params[i])
     stats = jax.tree.map(np.copy, variables.batch_stats[i])
-    for path, reads, writes in wires:
+    for path, reads, writes, *_ in wires:
       layer = layer_at(tree, path)
       if writes is not None and writes not in sets:
         size = next(iter(layer.values())).shape[-1]

@@ -181,6 +181,10 @@ def test_a_chain_is_its_blocks_one_after_the_other(exp):
       "compression.model = 'resnet8': the teacher .* 2x2 at its cut 1, .* 2x2$",
     ),
     (
+      {'compression__model': 'vit_tiny'},
+      "compression.model = 'vit_tiny': this model hands tokens, .* one family",
+    ),
+    (
       {'compression__model': 'resnet9'},
       "compression.model: model 'resnet9' is not known; did you mean",
     ),

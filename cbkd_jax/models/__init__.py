@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from cbkd_jax.blocks import Architecture
 from cbkd_jax.errors import UserError, nearest
 from cbkd_jax.models import (
+  convnext,
   densenet,
   imagenet_resnet,
   mobilenet,
@@ -17,6 +18,7 @@ from cbkd_jax.models import (
   shufflenet,
   shufflenet_v2,
   vgg,
+  vit,
   wrn,
 )
 
@@ -29,6 +31,8 @@ _MODELS: dict[str, Callable[..., Architecture]] = {
   **shufflenet.MODELS,
   **shufflenet_v2.MODELS,
   **densenet.MODELS,
+  **convnext.MODELS,
+  **vit.MODELS,
 }
 
 # Families with more names than are worth listing: name -> function or None.
