@@ -16,11 +16,15 @@ from cbkd_jax.blocks import KEPT, RECOMPUTING, Array, HeadOutput, Layer
 # Flax's own default momentum is 0.99; torch's 0.1 is 0.9 in flax's sense.
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
+# ViT's and ConvNeXt's; torch's own default is 1e-5.
+LAYER_NORM_EPSILON = 1e-6
 
 # He et al. (2015), by fan-out: keeps the size of gradients through ReLUs.
 CONV_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # Uniform in ±1/sqrt(fan_in), as torch draws its linear layers.
 DENSE_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+# ViT's and ConvNeXt's "truncated" normal is cut off at 100 deviations.
+SMALL_INIT = nn.initializers.normal(0.02)
 
 
 def conv(
@@ -65,6 +69,21 @@ def batch_norm(
     axis_name=axis_name,
     name=name,
   )
+
+
+def layer_norm(*, dtype: Any, name: str) -> nn.LayerNorm:
+  """Layer normalisation over channels, its statistics in float32.
+
+  The variance is taken around the mean, not as a difference of squares.
+  """
+  return nn.LayerNorm(
+    epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name
+  )
+
+
+def dense(width: int, *, dtype: Any, name: str) -> nn.Dense:
+  """A dense layer with bias, as ViT and ConvNeXt draw it."""
+  return nn.Dense(width, kernel_init=SMALL_INIT, dtype=dtype, name=name)
 
 
 def unit(fn: Callable[..., Any]) -> Callable[..., Any]:
