@@ -54,6 +54,9 @@ def test_safetensors_are_read_and_written(tmp_path):
   (found,) = files.read(path).values()
   assert_is_state({name: found[name] for name in STATE})
   assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
+  # The first bytes tell, not the name.
+  path = path.rename(tmp_path / 'a.pth')
+  assert list(files.read(path)['']) == list(found)
 
 
 def test_a_transposed_array_is_written_as_it_looks(tmp_path):
