@@ -60,14 +60,14 @@ def test_params_of_a_student_block_by_hand():
   assert shape == (1, 4, 4, 18)
 
 
-def test_activations_of_the_two_forms():
-  for name, activation in (
-    ('MobileNetV2', nn.relu),
-    ('mobilenet_v2', nn.relu6),
-  ):
-    network = models.build(name, 10, (32, 32, 3)).network()
-    for module in (network.blocks[0].stem, *network.blocks, network.head.last):
-      assert module.activation is activation
+@pytest.mark.parametrize(
+  ('name', 'activation'),
+  [('MobileNetV2', nn.relu), ('mobilenet_v2', nn.relu6)],
+)
+def test_activations_of_the_two_forms(name, activation):
+  network = models.build(name, 10, (32, 32, 3)).network()
+  for module in (network.blocks[0].stem, *network.blocks, network.head.last):
+    assert module.activation is activation
 
 
 @pytest.mark.parametrize('expansion', [2, None])
