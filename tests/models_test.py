@@ -45,6 +45,11 @@ PARAMS = {
   'ShuffleV2': 1_355_528,
   'densenet_bc_40_12': 188_092,
   'densenet_bc_100_12': 800_032,
+  'convnext_tiny': 27_892_708,
+  'convnext_small': 49_527_268,
+  'vit_tiny': 5_380_132,
+  'vit_small': 21_376_996,
+  'vit_base': 85_221_220,
 }
 
 ONE_PER_FAMILY = (
