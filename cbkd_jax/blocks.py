@@ -109,8 +109,9 @@ class Layer(NamedTuple):
 
   Attributes:
     path: names from the part's params down to the layer, `/` between them.
-    reads: name of the channel set of its input; None for a normalisation, and
-      where all channels stay.
+    reads: name of the channel set of its input; None for layers that treat
+      every channel apart, a normalisation or a depthwise convolution, and where
+      all channels stay.
     writes: name of the channel set of its output; None for a classifier, and
       where all channels stay.
     copies: how often its output has the set, one after the other (3 for a
@@ -140,6 +141,9 @@ class Architecture:
       == len(widths)` asks for the head's. Channel sets are named freely but
       for 'input' and 'output', the part's own. None where the family does not
       say.
+    kept_units: `(index, units) -> tuple[int, ...]`: which of a block's own
+      units one of fewer `units` stands for. None: evenly spaced ones, the
+      first always.
     cut_norm: `(index, units) -> (part, path)` of the normalisation before the
       activation at the end of a block, as in `Network.norms`.
     adapted: whether a student block sits between 1x1 convolutions that give
@@ -159,6 +163,7 @@ class Architecture:
   head: Callable[[], Any]
   width_step: int = 1
   wiring: Callable[[int, int], tuple[Layer, ...]] | None = None
+  kept_units: Callable[[int, int], tuple[int, ...]] | None = None
   cut_norm: Callable[[int, int], tuple[int, str]] | None = None
   adapted: bool = True
   torch_names: Mapping[str, Callable[[int, str], str]] | None = None

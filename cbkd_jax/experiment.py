@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from cbkd_jax import (
+  budget,
+  budget_search,
   compression,
   data,
-  initialization,
-  models,
+  networks,
   objective_checks,
   objectives,
   prediction,
@@ -25,6 +26,7 @@ from cbkd_jax import (
 )
 from cbkd_jax import replicas as replicas_
 from cbkd_jax.blocks import Architecture, Network
+from cbkd_jax.budget_search import Found
 from cbkd_jax.data.augment import Augmentation, channel_stats
 from cbkd_jax.errors import UserError
 from cbkd_jax.fit import Pace
@@ -40,24 +42,29 @@ class Experiment:
   """The objects of a run; they need no data.
 
   Attributes:
-    config: the resolved config as nested plain values.
+    config: the resolved config as nested plain values; its keep ratios are
+      those that were found where it has a target.
     architecture: the teacher's, its batch statistics over all replicas.
     local: the same without a replicas' axis, for work outside of a step.
-    student: the compressed network, of `architecture`'s blocks.
+    student: the compressed network.
+    local_student: the same without a replicas' axis.
     stages: the plan.
     teacher_training: how the teacher is trained.
     replicas: the devices that share a batch.
     pace: how often what happens.
+    found: how the student meets `compression.target`, if there is one.
   """
 
   config: Mapping[str, Any]
   architecture: Architecture
   local: Architecture
   student: compression.Student
+  local_student: compression.Student
   stages: tuple[Stage, ...]
   teacher_training: stages.Training
   replicas: step.Replicas
   pace: Pace
+  found: Found | None = None
 
   @property
   def dtype(self) -> Any:
@@ -83,16 +90,16 @@ class Experiment:
       stage: the stage.
       local: without a replicas' axis.
     """
-    student = self.student
-    if local:
-      student = dataclasses.replace(student, teacher=self.local)
-    teacher = student.teacher.network()
-    student = student.network(self.dtype, stage.folded)
+    sizes = self.local_student if local else self.student
+    teacher = sizes.teacher.network()
+    student = sizes.network(self.dtype, stage.folded)
     blocks = tuple(
       s if is_student else t
       for s, t, is_student in zip(student.blocks, teacher.blocks, stage.student)
     )
-    return Network(blocks, student.head)
+    # The head belongs to the deepest block.
+    head = student.head if stage.student[-1] else teacher.head
+    return Network(blocks, head)
 
   def predicting_network(self, stage: Stage) -> Network:
     """The same, with the head that the objective may give it; local."""
@@ -221,13 +228,17 @@ def _hash(phase: str) -> int:
 
 
 def build(
-  config: Mapping[str, Any], devices: tuple[Any, ...] | None = None
+  config: Mapping[str, Any],
+  devices: tuple[Any, ...] | None = None,
+  found: Found | None = None,
 ) -> Experiment:
   """Checks a config as a whole and makes the run's objects.
 
   Args:
     config: every field, as nested plain values, each checked by itself.
     devices: default all, of all processes.
+    found: the student that meets `compression.target`; None: is found here,
+      which takes seconds, or a minute where it means to compile and measure.
 
   Returns:
     The experiment.
@@ -238,17 +249,9 @@ def build(
   data, teacher = config['data'], config['teacher']
   replicas = _replicas(config, devices or tuple(jax.devices()))
   axis = replicas.axis if config['sync_batch_norm'] else None
-  build_model = functools.partial(
-    models.build,
-    teacher['model'],
-    num_classes=data['classes'],
-    image_shape=tuple(data['image_shape']),
-    dtype=jnp.dtype(config['compute_dtype']),
+  architecture, local = (
+    networks.model(config, 'teacher.model', name) for name in (axis, None)
   )
-  try:
-    architecture, local = build_model(axis_name=axis), build_model()
-  except UserError as error:
-    raise UserError(f'teacher.model: {error}') from None
   plan = stages.plan(
     order=config['order'],
     blocks=len(architecture.widths),
@@ -277,26 +280,24 @@ def build(
   plan = stages.with_pre_stages(
     plan, lambda expression: objectives.parse(expression).pre_stage
   )
+  families = [
+    networks.family(config, teacher, axis_name)
+    for teacher, axis_name in ((architecture, axis), (local, None))
+  ]
   keep = config['compression']
-  student = compression.compress(
-    architecture,
-    keep=keep['keep'],
-    depth=keep['depth'],
-    inherit=config['inherit'],
-    width_multiple_of=keep['width_multiple_of'],
-    allow_any_order=keep['allow_any_order'],
+  if keep['target']:
+    if found is None:
+      found = budget_search.find(
+        networks.choice(config, local, families[1], plan[-1].objective),
+        budget.parse(keep['target']),
+        next(d for d in replicas.devices if d in jax.local_devices()),
+      )
+    keep = {**keep, 'keep': found.keep}
+    config = {**config, 'compression': keep}
+  student, local_student = (
+    networks.student(config, teacher, family, keep['keep'])
+    for teacher, family in zip((architecture, local), families)
   )
-  if keep['init'] == 'slice' and architecture.wiring is None:
-    raise UserError(
-      "compression.init = 'slice': this teacher.model gives no wiring; "
-      f'allowed: {", ".join(i for i in initialization.INITS if i != "slice")}'
-    )
-  if keep['init'] == 'pca' and not architecture.adapted:
-    raise UserError(
-      "compression.init = 'pca': fits 1x1 adapters, which the blocks of this "
-      'teacher.model do without; allowed: '
-      f'{", ".join(i for i in initialization.INITS if i != "pca")}'
-    )
   on_cpu = replicas.devices[0].platform == 'cpu'
   per_call = config['steps_per_call'] or (1 if on_cpu else _STEPS_PER_CALL)
   if data['pipeline'] == 'stream' and not config['steps_per_call']:
@@ -313,6 +314,7 @@ def build(
     architecture=architecture,
     local=local,
     student=student,
+    local_student=local_student,
     stages=plan,
     teacher_training=stages.training(
       teacher_fields, data['train_size'], config['batch_size']
@@ -324,11 +326,25 @@ def build(
       checkpoint_every=config['checkpoint_every_steps'],
       log_every=config['log_every_steps'],
     ),
+    found=found,
   )
   objective_checks.check(experiment)
   _check_cache(experiment)
   stream_checks.check(experiment)
   return experiment
+
+
+def settled(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The config with the keep ratios that its target leads to, and no target.
+
+  For commands that build it more than once, with changes that should not
+  change the student.
+  """
+  fields = config['compression']
+  if not fields['target']:
+    return config
+  keep = build(config).config['compression']['keep']
+  return {**config, 'compression': {**fields, 'keep': keep, 'target': ''}}
 
 
 def _replicas(
@@ -399,27 +415,10 @@ def plan_augmentation(config: Mapping[str, Any]) -> Augmentation:
 
 def load_data(values: Mapping[str, Any]) -> data.Dataset:
   """Reads the data set, or opens it, and checks it against the config."""
-  fields = values['data']
-  shape = tuple(fields['image_shape'])
-  common = {
-    'data_dir': fields['dir'],
-    'train_split': fields['train_split'],
-    'test_split': fields['test_split'],
-    'validation_size': fields['validation_size'],
-    'resize': fields['resize'],
-    'expected_classes': fields['classes'],
-    'expected_train_size': fields['train_size'],
-  }
-  if fields['pipeline'] == 'resident':
-    return data.load(fields['name'], **common, expected_shape=shape)
-  return data.stream(
-    fields['name'],
-    **common,
-    image_shape=shape,
-    crop=fields['crop'],
-    crop_area=fields['crop_area'],
-    workers=fields['workers'],
-  )
+  wanted = data.Wanted.of(values['data'])
+  if values['data']['pipeline'] == 'resident':
+    return data.load(wanted)
+  return data.stream(wanted)
 
 
 def augmentation_for(

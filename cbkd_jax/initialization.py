@@ -106,8 +106,8 @@ def slice_block(
   Args:
     teacher: the teacher's architecture.
     index: the block.
-    units: the student block's units; the teacher's are taken evenly spaced,
-      the first always.
+    units: the student block's units, fewer of the teacher's as its
+      `kept_units` says.
     teacher_part: the teacher block's params and batch_stats.
     random_part: the student block's, for their shapes.
 
@@ -120,7 +120,10 @@ def slice_block(
   }
   rank = _ranking(source.values(), teacher_part[0])
   params, stats = (dict(tree) for tree in random_part)
-  chosen_units = np.linspace(0, teacher.units[index] - 1, units).round()
+  if teacher.kept_units is None:
+    chosen_units = np.linspace(0, teacher.units[index] - 1, units).round()
+  else:
+    chosen_units = teacher.kept_units(index, units)
 
   def origin(layer: Layer) -> Layer:
     return source[
@@ -288,8 +291,12 @@ def fit_adapters(
   _, directions = np.linalg.eigh(
     np.cov(pixels.T, ddof=0).reshape(len(mean), -1)
   )
-  directions = directions[:, ::-1][:, :width]
-  params = {**params, 'reduce': _affine(directions, -mean @ directions)}
+  # Another family's block may take more channels than there are directions:
+  # those beyond stay as they were drawn.
+  kernel = np.array(params['reduce']['kernel'][0, 0], np.float64)
+  number = min(width, len(mean))
+  kernel[:, :number] = directions[:, ::-1][:, :number]
+  params = {**params, 'reduce': _affine(kernel, -mean @ kernel)}
   if 'expand' not in params:
     return params
   inside = {k: v for k, v in params.items() if k != 'expand'}

@@ -81,20 +81,14 @@ def tiny_data():
 
 def fed(devices: int) -> list[np.ndarray]:
   """The images and labels of a streamed phase's calls, as every process has."""
-  split = data.stream(
+  wanted = data.Wanted(
     'digits',
-    data_dir='',
     train_split='train[:50]',
-    test_split='test',
-    validation_size=0,
-    resize=0,
     crop='random_resized',
     crop_area=0.3,
-    workers=0,
-    expected_classes=10,
     image_shape=(6, 6, 1),
-    expected_train_size=50,
-  ).train
+  )
+  split = data.stream(wanted).train
   found = replicas.Replicas('pmap', tuple(jax.devices()[:devices]))
   spec = step_test.make('thaw', training=Training(steps=8))[0]
   given = feed.begin(

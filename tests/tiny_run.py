@@ -53,6 +53,21 @@ def larger(**arguments: Any) -> Architecture:
   return dataclasses.replace(model(**arguments), widths=(32, 48, 64))
 
 
+def other(
+  num_classes: int, image_shape: tuple[int, ...], dtype: Any, axis_name: Any
+) -> Architecture:
+  """Another family: four blocks; of 8x8 they make 4x4, 2x2, 2x2 and 2x2."""
+  del image_shape
+  return Architecture(
+    widths=(3, 6, 10, 12),
+    units=(1, 1, 1, 1),
+    block=lambda i, width, units: vgg.VGGBlock(
+      width, units, i < 2, dtype, axis_name
+    ),
+    head=lambda: layers.PoolingHead(num_classes),
+  )
+
+
 def unwired(**arguments: Any) -> Architecture:
   """The same, but it doesn't say how its layers connect."""
   return dataclasses.replace(model(**arguments), wiring=None)

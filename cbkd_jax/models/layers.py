@@ -32,11 +32,14 @@ def conv(
   kernel: int = 3,
   stride: int = 1,
   *,
+  groups: int = 1,
   use_bias: bool = False,
   dtype: Any,
   name: str,
 ) -> nn.Conv:
   """A square convolution of odd `kernel`, padded alike on every side.
+
+  As many `groups` as channels make it depthwise.
 
   'SAME' would pad an even image on the right only where `stride` is 2, which
   shifts the image against that of the published networks.
@@ -46,6 +49,7 @@ def conv(
     (kernel, kernel),
     strides=stride,
     padding=kernel // 2,
+    feature_group_count=groups,
     use_bias=use_bias,
     kernel_init=CONV_INIT,
     dtype=dtype,
@@ -110,6 +114,27 @@ def materialise(x: Any) -> Any:
   return jax.lax.optimization_barrier(x)
 
 
+class ConvNorm(nn.Module):
+  """Convolution, normalisation and activation."""
+
+  width: int
+  kernel: int
+  stride: int = 1
+  activation: Callable[[Array], Array] = nn.relu
+  dtype: Any = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    x = conv(
+      self.width, self.kernel, self.stride, dtype=self.dtype, name='conv'
+    )(x)
+    x = batch_norm(
+      train, dtype=self.dtype, axis_name=self.axis_name, name='norm'
+    )(x)
+    return self.activation(x)
+
+
 def pool_and_classify(
   x: Array, num_classes: int, normalized_input: Array | None = None
 ) -> HeadOutput:
@@ -140,3 +165,21 @@ class PoolingHead(nn.Module):
 
 
 POOLING_HEAD_WIRING = (Layer('classifier', 'input', None),)
+
+
+class ConvHead(nn.Module):
+  """The head of the families that widen once more: `last`, 1x1, before it."""
+
+  num_classes: int
+  last: nn.Module
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> HeadOutput:
+    return pool_and_classify(self.last(x, train), self.num_classes)
+
+
+CONV_HEAD_WIRING = (
+  Layer('last/conv', 'input', 'hidden'),
+  Layer('last/norm', None, 'hidden'),
+  Layer('classifier', 'hidden', None),
+)
