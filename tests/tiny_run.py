@@ -43,6 +43,11 @@ def model(
   )
 
 
+def shallow(**arguments: Any) -> Architecture:
+  """The same in two blocks: one stage and the thaw, half as much to compile."""
+  return dataclasses.replace(model(**arguments), widths=(4, 8), units=(1, 1))
+
+
 def wider(**arguments: Any) -> Architecture:
   """The same with another width in block 1: its checkpoint doesn't fit."""
   return dataclasses.replace(model(**arguments), widths=(4, 7, 8))
