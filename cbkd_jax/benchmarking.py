@@ -162,6 +162,7 @@ def benchmark(
     **values,
     'cache': {**values['cache'], 'prefix': False, 'thaw': False},
   }
+  values = experiment.settled(values)
   local = tuple(jax.local_devices())
   for count in devices:
     if not 1 <= count <= len(local):

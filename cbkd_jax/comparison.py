@@ -4,6 +4,7 @@ A comparison goes on where it was stopped; with more seeds, orders or
 objectives it runs what is new. The tables hold what it was called with.
 """
 
+import dataclasses
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import rich.console
 
 from cbkd_jax import (
+  budget_search,
   checkpoints,
   compare_tables,
   config,
@@ -21,6 +23,7 @@ from cbkd_jax import (
   workdir,
 )
 from cbkd_jax import objectives as methods
+from cbkd_jax.budget_search import Found
 from cbkd_jax.errors import NonFiniteLossError, UserError, nearest
 from cbkd_jax.stages import ORDERS
 
@@ -98,13 +101,15 @@ def compare(
   runs = _plan(values, directory, seeds, orders, objectives)
   for run in runs:
     config.check(run.values)
-    experiment.build(run.values)
+  found = _found(directory, runs[0].values)
+  for run in runs:
+    experiment.build(run.values, found=found)
     workdir.check_config(run.directory, run.values, config.defaults())
   diverged = []
   for number, run in enumerate(runs, start=1):
     console.rule(f'{number} of {len(runs)}: {run.title}')
     try:
-      _run(run, console, interrupted)
+      _run(run, found, console, interrupted)
     except NonFiniteLossError as error:
       diverged.append(f'{run.title}: {error}')
       console.print(diverged[-1], highlight=False)
@@ -151,6 +156,21 @@ def _plan(
   return runs
 
 
+def _found(directory: Path, values: Mapping[str, Any]) -> Found | None:
+  """The one student of all runs, if a target asks for it.
+
+  That of an earlier call where there is one.
+  """
+  if not values['compression']['target']:
+    return None
+  for pattern in '*', '*/*':
+    for path in sorted(directory.glob(f'seed_*/{pattern}/{workdir.BUDGET}')):
+      found = budget_search.stored(path.parent, values)
+      if found is not None:
+        return found
+  return experiment.build(values).found
+
+
 def folder(objective: str) -> str:
   """A directory's name for an expression: itself where it is a mere name."""
   objective = ''.join(objective.split())
@@ -162,6 +182,7 @@ def folder(objective: str) -> str:
 
 def _run(
   plan: RunPlan,
+  found: Found | None,
   console: rich.console.Console,
   interrupted: Callable[[], bool],
 ) -> None:
@@ -184,9 +205,15 @@ def _run(
     )
   if source is not None:
     with workdir.locked(directory):
-      workdir.begin(directory, values, source, ['teacher'])
+      workdir.begin(
+        directory,
+        values,
+        source,
+        ['teacher'],
+        budget=found and dataclasses.asdict(found),
+      )
   training.train_and_evaluate(
-    values, directory, console=console, interrupted=interrupted
+    values, directory, console=console, interrupted=interrupted, found=found
   )
 
 

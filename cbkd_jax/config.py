@@ -179,7 +179,9 @@ def check(config: Mapping[str, Any]) -> None:
     UserError: the first field that is missing, unknown or out of its range,
       with its value and what is allowed.
   """
-  from cbkd_jax.initialization import INITS  # with JAX, so not for --help
+  # With NumPy and JAX, so not for --help.
+  from cbkd_jax import budget
+  from cbkd_jax.initialization import INITS
 
   _check_fields(config, defaults(), '')
   ranges, choices = dict(_RANGES), {**_CHOICES, 'compression.init': INITS}
@@ -204,6 +206,8 @@ def check(config: Mapping[str, Any]) -> None:
       raise UserError(
         f'{field} = {value!r}: must be one of {", ".join(allowed)}{hint}'
       )
+  if config['compression']['target']:
+    budget.parse(config['compression']['target'])
   channels = config['data']['image_shape'][-1]
   for name in 'mean', 'std':
     if len(config['data'][name]) not in (0, channels):

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from cbkd_jax import blocks, cache, step
 from cbkd_jax.blocks import Network, Tree
 
+KINDS = ('params', 'flops_per_example', 'bytes')
+
 
 def per_block(
   network: Network, image_shape: Sequence[int]
@@ -26,18 +28,19 @@ def per_block(
   """
   shape, costs = (1, *image_shape), []
   for part in network.parts:
-    variables, output = blocks.part_shapes(part, shape)
-    costs.append(
-      {
-        'params': blocks.count_params(variables['params']),
-        'flops_per_example': _flops(part, shape),
-        'bytes': tree_bytes(variables['params']),
-      }
-    )
-    shape = output
+    costs.append({kind: part_cost(part, shape, kind) for kind in KINDS})
+    shape = blocks.part_shapes(part, shape)[1]
   head = costs.pop()
   costs[-1] = {key: costs[-1][key] + head[key] for key in head}
   return costs
+
+
+def part_cost(part: Any, shape: tuple[int, ...], kind: str) -> float:
+  """One of `KINDS` of a block or head, on an input of `shape`."""
+  if kind == 'flops_per_example':
+    return _flops(part, shape)
+  params = blocks.part_shapes(part, shape)[0]['params']
+  return blocks.count_params(params) if kind == 'params' else tree_bytes(params)
 
 
 @functools.cache

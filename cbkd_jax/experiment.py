@@ -4,13 +4,15 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cbkd_jax import (
+  budget,
+  budget_search,
   compression,
   data,
   initialization,
@@ -25,6 +27,8 @@ from cbkd_jax import (
 )
 from cbkd_jax import replicas as replicas_
 from cbkd_jax.blocks import Architecture, Network
+from cbkd_jax.budget_costs import Choice
+from cbkd_jax.budget_search import Found
 from cbkd_jax.data.augment import Augmentation, channel_stats
 from cbkd_jax.errors import UserError
 from cbkd_jax.fit import Pace
@@ -40,7 +44,8 @@ class Experiment:
   """The objects of a run; they need no data.
 
   Attributes:
-    config: the resolved config as nested plain values.
+    config: the resolved config as nested plain values; its keep ratios are
+      those that were found where it has a target.
     architecture: the teacher's, its batch statistics over all replicas.
     local: the same without a replicas' axis, for work outside of a step.
     student: the compressed network, of `architecture`'s blocks.
@@ -48,6 +53,7 @@ class Experiment:
     teacher_training: how the teacher is trained.
     replicas: the devices that share a batch.
     pace: how often what happens.
+    found: how the student meets `compression.target`, if there is one.
   """
 
   config: Mapping[str, Any]
@@ -58,6 +64,7 @@ class Experiment:
   teacher_training: stages.Training
   replicas: step.Replicas
   pace: Pace
+  found: Found | None = None
 
   @property
   def dtype(self) -> Any:
@@ -221,13 +228,17 @@ def _hash(phase: str) -> int:
 
 
 def build(
-  config: Mapping[str, Any], devices: tuple[Any, ...] | None = None
+  config: Mapping[str, Any],
+  devices: tuple[Any, ...] | None = None,
+  found: Found | None = None,
 ) -> Experiment:
   """Checks a config as a whole and makes the run's objects.
 
   Args:
     config: every field, as nested plain values, each checked by itself.
     devices: default all, of all processes.
+    found: the student that meets `compression.target`; None: is found here,
+      which takes seconds, or a minute where it means to compile and measure.
 
   Returns:
     The experiment.
@@ -278,14 +289,16 @@ def build(
     plan, lambda expression: objectives.parse(expression).pre_stage
   )
   keep = config['compression']
-  student = compression.compress(
-    architecture,
-    keep=keep['keep'],
-    depth=keep['depth'],
-    inherit=config['inherit'],
-    width_multiple_of=keep['width_multiple_of'],
-    allow_any_order=keep['allow_any_order'],
-  )
+  if keep['target']:
+    if found is None:
+      found = budget_search.find(
+        choice(config, local, plan),
+        budget.parse(keep['target']),
+        next(d for d in replicas.devices if d in jax.local_devices()),
+      )
+    keep = {**keep, 'keep': found.keep}
+    config = {**config, 'compression': keep}
+  student = _compress(config, architecture, keep['keep'])
   if keep['init'] == 'slice' and architecture.wiring is None:
     raise UserError(
       "compression.init = 'slice': this teacher.model gives no wiring; "
@@ -318,11 +331,71 @@ def build(
       checkpoint_every=config['checkpoint_every_steps'],
       log_every=config['log_every_steps'],
     ),
+    found=found,
   )
   objective_checks.check(experiment)
   _check_cache(experiment)
   stream_checks.check(experiment)
   return experiment
+
+
+def _compress(
+  config: Mapping[str, Any],
+  teacher: Architecture,
+  keep: Sequence[float],
+  any_order: bool = False,
+) -> compression.Student:
+  """The config's student, at whatever keep ratios."""
+  fields = config['compression']
+  return compression.compress(
+    teacher,
+    keep=keep,
+    depth=fields['depth'],
+    inherit=config['inherit'],
+    width_multiple_of=fields['width_multiple_of'],
+    allow_any_order=any_order or fields['allow_any_order'],
+  )
+
+
+def choice(
+  config: Mapping[str, Any], local: Architecture, plan: Sequence[Stage]
+) -> Choice:
+  """The students among which `compression.target` chooses.
+
+  Args:
+    config: every field, as nested plain values.
+    local: the teacher's architecture, without a replicas' axis.
+    plan: the stages, the last of which may give the student a head.
+  """
+  objective = objectives.parse(plan[-1].objective)
+  dtype = jnp.dtype(config['compute_dtype'])
+
+  def network(student: compression.Student) -> Network:
+    folded = student.network(dtype, folded=True)
+    return prediction.network(objective, folded, local.head(), local.widths[-1])
+
+  return Choice(
+    student=functools.partial(_compress, config, local, any_order=True),
+    network=network,
+    teacher=local.network(),
+    widths=local.widths,
+    image_shape=tuple(config['data']['image_shape']),
+    inherit=config['inherit'],
+    any_order=config['compression']['allow_any_order'],
+  )
+
+
+def settled(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The config with the keep ratios that its target leads to, and no target.
+
+  For commands that build it more than once, with changes that should not
+  change the student.
+  """
+  fields = config['compression']
+  if not fields['target']:
+    return config
+  keep = build(config).config['compression']['keep']
+  return {**config, 'compression': {**fields, 'keep': keep, 'target': ''}}
 
 
 def _replicas(

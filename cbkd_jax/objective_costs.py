@@ -20,7 +20,7 @@ def main() -> None:
   # Seconds to import, which neither help nor a wrong flag should cost.
   import rich.console
 
-  from cbkd_jax import step_costs
+  from cbkd_jax import experiment, step_costs
   from cbkd_jax.objectives import METHODS, split
 
   plain = config.plain(values.config)
@@ -31,6 +31,8 @@ def main() -> None:
     objectives = split(values.objectives)
   if not objectives:
     raise UserError('--objectives: must name at least one')
+  # The same student with every objective.
+  plain = experiment.settled(plain)
   step_costs.show(plain, objectives, values.phases, rich.console.Console())
 
 

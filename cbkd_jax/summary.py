@@ -11,7 +11,14 @@ import rich.console
 import rich.table
 import rich.text
 
-from cbkd_jax import cache, counting, experiment, memory_plan, wall
+from cbkd_jax import (
+  budget_search,
+  cache,
+  counting,
+  experiment,
+  memory_plan,
+  wall,
+)
 from cbkd_jax.data import Dataset
 from cbkd_jax.experiment import Experiment
 
@@ -77,6 +84,8 @@ def summarize(
       'kl_to_teacher': last['kl_to_teacher'],
     },
     'compression': {
+      'keep': exp.config['compression']['keep'],
+      'target': exp.found and exp.found.report(),
       'params_ratio': teacher_total['params'] / student_total['params'],
       'flops_ratio': (
         teacher_total['flops_per_example'] / student_total['flops_per_example']
@@ -143,7 +152,9 @@ def show_results(
     f'{ratios["flops_ratio"]:.2f}x fewer FLOPs than the teacher',
     highlight=False,
   )
-  # One of an older version has none.
+  # One of an older version has none of these.
+  if ratios.get('target'):
+    console.print(budget_search.says(ratios['target']), highlight=False)
   if 'wall' in summary:
     wall_ = summary['wall']
     console.print(
@@ -199,6 +210,14 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
     highlight=False,
   )
   _show_blocks(exp, console)
+  if exp.found:
+    console.print(
+      f'compression.target = {exp.found.target}: '
+      f'{budget_search.says(exp.found.report())}; compression.keep of the '
+      'config is not looked at',
+      highlight=False,
+      soft_wrap=True,
+    )
   table = new_table('Stages')
   for header in 'stage', 'network', 'trains':
     table.add_column(header, no_wrap=True)
@@ -274,7 +293,7 @@ def _show_blocks(exp: Experiment, console: rich.console.Console) -> None:
   for i, (t, s) in enumerate(zip(teacher, student)):
     table.add_row(
       str(i),
-      f'{exp.config["compression"]["keep"][i]:g}',
+      f'{exp.config["compression"]["keep"][i]:.4g}',
       _arrow(exp.architecture.widths[i], exp.student.widths[i]),
       _arrow(exp.architecture.units[i], exp.student.units[i]),
       *_reduction(t, s),

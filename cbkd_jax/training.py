@@ -7,6 +7,7 @@ same config in the same workdir resumes.
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import rich.console
 from cbkd_jax import (
   adoption,
   blocks,
+  budget_search,
   checkpoints,
   config,
   data,
@@ -32,6 +34,7 @@ from cbkd_jax import (
   workdir,
 )
 from cbkd_jax.blocks import Variables
+from cbkd_jax.budget_search import Found
 from cbkd_jax.compression import fold
 from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.errors import UserError
@@ -50,6 +53,7 @@ def train_and_evaluate(
   interrupted: Callable[[], bool] = lambda: False,
   from_workdir: Path | None = None,
   from_stage: str | None = None,
+  found: Found | None = None,
 ) -> dict[str, Any]:
   """Trains, compresses, evaluates; resumes what is there.
 
@@ -60,6 +64,7 @@ def train_and_evaluate(
     interrupted: whether to save and stop.
     from_workdir: another run, whose phases before `from_stage` are taken.
     from_stage: the first stage to run: its name, or its number from 1.
+    found: the student of a new run that has a target; None: is found.
 
   Returns:
     What summary.json holds.
@@ -78,8 +83,11 @@ def train_and_evaluate(
       'from': [str(from_workdir), from_stage],
     }
   )
+  found = _found(values, directory, from_workdir, found)
   prepared = processes.together(
-    functools.partial(_prepare, values, directory, from_workdir, from_stage)
+    functools.partial(
+      _prepare, values, directory, from_workdir, from_stage, found
+    )
   )
   if prepared.finished:
     console.print(f'{directory}: already finished')
@@ -98,6 +106,36 @@ def train_and_evaluate(
     return _run_phases(run, prepared.teacher_path)
 
 
+def _found(
+  values: Mapping[str, Any],
+  directory: Path,
+  from_workdir: Path | None,
+  found: Found | None,
+) -> Found | None:
+  """The student that meets the target, the same in every start and process.
+
+  What a workdir has is never looked for again: another device would measure
+  something else, a later version might choose otherwise.
+  """
+  if not values['compression']['target']:
+    return None
+
+  def find() -> Found | None:
+    if not processes.is_first():
+      return None
+    if workdir.check_config(directory, values, config.defaults()):
+      there = budget_search.stored(directory, values)
+    else:
+      there = found
+      if there is None and from_workdir is not None:
+        there = budget_search.stored(from_workdir, values)
+    return there or experiment.build(values).found
+
+  own = processes.together(find)
+  text = json.dumps(own and dataclasses.asdict(own))
+  return budget_search.read(json.loads(processes.first_says(text)))
+
+
 class _Prepared(NamedTuple):
   """What is known before anything is written."""
 
@@ -114,15 +152,16 @@ def _prepare(
   directory: Path,
   from_workdir: Path | None,
   from_stage: str | None,
+  found: Found | None,
 ) -> _Prepared:
   """Checks everything; writes nothing."""
-  exp = experiment.build(values)
+  exp = experiment.build(values, found=found)
   resumes = workdir.check_config(directory, values, config.defaults())
   if processes.is_first():
     workdir.check_free(directory)
   if (directory / 'summary.json').exists():
-    found = workdir.read_json(directory / 'summary.json')
-    return _Prepared(exp, found)
+    finished = workdir.read_json(directory / 'summary.json')
+    return _Prepared(exp, finished)
   adopted = []
   if not resumes:
     adopted = adoption.adopted_phases(exp, from_workdir, from_stage)
@@ -149,7 +188,14 @@ def _take(
   held.enter_context(workdir.locked(directory))
   # Once more: another process may have begun here meanwhile.
   if not workdir.check_config(directory, values, config.defaults()):
-    workdir.begin(directory, values, from_workdir, prepared.adopted)
+    found = prepared.experiment.found
+    workdir.begin(
+      directory,
+      values,
+      from_workdir,
+      prepared.adopted,
+      budget=found and dataclasses.asdict(found),
+    )
 
 
 def _see(directory: Path) -> None:

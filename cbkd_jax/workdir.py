@@ -22,6 +22,8 @@ _FREE_FIELDS = (
   *('mesh.data', 'mesh.model'),
 )
 
+BUDGET = 'budget.json'  # the keep ratios that `compression.target` led to
+
 _MARK = '.begun'  # stands beside phases that are being copied
 
 
@@ -121,7 +123,7 @@ def check_config(
   path = workdir / 'config.json'
   if not path.exists():
     others = {p.name for p in workdir.iterdir()} if workdir.exists() else set()
-    others -= {'.lock', '.config.json.tmp'}
+    others -= {'.lock', '.config.json.tmp', BUDGET, f'.{BUDGET}.tmp'}
     # With the mark, they are what a start that was cut short left behind.
     if others and _MARK not in others:
       raise UserError(
@@ -165,6 +167,7 @@ def begin(
   config: Mapping[str, Any],
   source: Path | None = None,
   phases: Sequence[str] = (),
+  budget: Mapping[str, Any] | None = None,
 ) -> None:
   """Makes a new run's workdir; cut short at any point it can be done again.
 
@@ -174,6 +177,7 @@ def begin(
     source: another run's workdir, whose finished phases are copied, and its
       log, which a resume cuts back to their end.
     phases: names of the phases to take.
+    budget: what budget.json is to hold; None: there is none.
 
   Raises:
     UserError: the bucket takes nothing.
@@ -194,5 +198,7 @@ def begin(
     if log.exists():
       (workdir / log.name).write_bytes(log.read_bytes())
   with buckets.told(workdir, 'workdir'):
+    if budget is not None:
+      write_json(workdir / BUDGET, budget)
     write_json(workdir / 'config.json', config)
   mark.unlink(missing_ok=True)

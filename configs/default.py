@@ -205,6 +205,12 @@ def get_config() -> ConfigDict:
         # Student channels / teacher channels, per block; 1 for the
         # inherited ones, never growing with depth.
         'keep': (1.0, 0.5, 0.5),
+        # A budget instead, from which keep ratios follow; `keep` is then not
+        # looked at. What the folded student may cost, as a fraction of the
+        # teacher: 'params:0.1', 'flops:0.1' or 'bytes:0.1', met within 2 %;
+        # or 'latency_ms:5', the median time of one image on the device that
+        # the run begins on. '': none.
+        'target': '',
         # Units (residual units, convolutions) per block; (): all.
         'depth': (),
         # A student block's start: 'random', 'slice' or 'pca'.

@@ -1,0 +1,242 @@
+"""What a folded student costs, block by block, at every candidate width.
+
+Exactly as `counting` counts it, from few counts. The convolutions inside of a
+block make its cost a polynomial of second degree in the channels that its
+`reduce` leaves and in its width: six counts determine it, a seventh checks it.
+Where it is none (a family that rounds channels inside of its blocks), there
+are fewer candidates and each is counted.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cbkd_jax import blocks, counting
+from cbkd_jax.blocks import Network
+from cbkd_jax.budget import BlockCosts
+from cbkd_jax.compression import Student
+from cbkd_jax.errors import UserError
+from cbkd_jax.models.adapter import Adapted
+
+_CANDIDATES = 64  # per block, about, at most
+_COUNTED_CANDIDATES = 16  # where each is counted
+_ROUNDING = 1e-5  # relative: XLA adds up FLOPs in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """What there is to choose from, however a student is made.
+
+  Attributes:
+    student: from keep ratios of all blocks, in any order, to the student.
+    network: from a student to the network that counts: folded, with the head
+      that it predicts with.
+    teacher: what the student is compared with.
+    widths: of the blocks of a student that keeps all channels.
+    image_shape: (height, width, channels).
+    inherit: how many of the shallowest blocks are the teacher's own.
+    any_order: whether keep ratios may grow with depth.
+  """
+
+  student: Callable[[Sequence[float]], Student]
+  network: Callable[[Student], Network]
+  teacher: Network
+  widths: tuple[int, ...]
+  image_shape: tuple[int, int, int]
+  inherit: int
+  any_order: bool = False
+
+  def keep(self, ratios: Sequence[float]) -> tuple[float, ...]:
+    """The compressed blocks' ratios behind those of the inherited ones."""
+    return (1.0,) * self.inherit + tuple(ratios)
+
+  def cost(self, network: Network, kind: str) -> float:
+    """One of `counting.KINDS`, of a whole network."""
+    shape, total = (1, *self.image_shape), 0
+    for part in network.parts:
+      total += counting.part_cost(part, shape, kind)
+      shape = blocks.part_shapes(part, shape)[1]
+    return total
+
+
+class Table(NamedTuple):
+  """The costs of all choices.
+
+  Attributes:
+    fixed: of the inherited blocks.
+    blocks: per compressed block.
+  """
+
+  fixed: float
+  blocks: list[BlockCosts]
+
+
+def tabulate(choice: Choice, kind: str, counted: bool = False) -> Table:
+  """Costs of every compressed block's candidates.
+
+  Args:
+    choice: what there is to choose from.
+    kind: one of `counting.KINDS`.
+    counted: count each candidate, of fewer, as blocks that are no polynomial
+      need it; found out here where it shows at the widest candidates.
+
+  Raises:
+    UserError: a block can't be compressed at all, naming it.
+  """
+  compressed = range(choice.inherit, len(choice.widths))
+  most = _COUNTED_CANDIDATES if counted else _CANDIDATES
+  keep = [_candidates(choice, block, most) for block in compressed]
+  widest = choice.student(choice.keep([ratios[0] for ratios in keep]))
+  # A narrower student's blocks read the same shapes but for the channels.
+  shapes, fixed = [(1, *choice.image_shape)], 0.0
+  parts = choice.network(widest).parts
+  for part in parts[:-1]:
+    shapes.append(blocks.part_shapes(part, shapes[-1])[1])
+  for part, shape in zip(parts[: choice.inherit], shapes):
+    fixed += counting.part_cost(part, shape, kind)
+  tables = []
+  for block, ratios in zip(compressed, keep):
+    counter = _Counter(choice, kind, block, widest, shapes[block])
+    table = _block_costs(counter, ratios, counted)
+    if table is None:
+      return tabulate(choice, kind, counted=True)
+    tables.append(table)
+  return Table(fixed, tables)
+
+
+def is_same(cost: float, other: float, kind: str) -> bool:
+  """Whether two costs are one, but for the rounding of FLOPs."""
+  rounding = _ROUNDING if kind == 'flops_per_example' else 0.0
+  return math.isclose(cost, other, rel_tol=rounding)
+
+
+def _candidates(choice: Choice, block: int, most: int) -> tuple[float, ...]:
+  """A keep ratio for each width that a block can have, widest first.
+
+  Where there are more than `most`, about so many of them, denser where they
+  are small.
+  """
+  whole = choice.widths[block]
+  found = []
+  for width in range(whole, 0, -1):
+    try:
+      student = _narrow(choice, {block: width / whole})
+    except UserError:  # rounding would make it wider than it is
+      continue
+    if student.widths[block] == width:
+      found.append(width)
+  if not found:
+    _narrow(choice, {})  # says why
+    raise AssertionError(f'block {block} has no width')
+  if len(found) > most:
+    goals = whole * (np.arange(most, 0, -1) / most) ** 2
+    nearest = {min(found, key=lambda w: abs(w - goal)) for goal in goals}
+    found = sorted({*nearest, found[-1]}, reverse=True)
+  return tuple(width / whole for width in found)
+
+
+def _narrow(choice: Choice, keep: dict[int, float]) -> Student:
+  """The student with these ratios, all else as narrow as can be."""
+  least = np.finfo(np.float32).tiny
+  ratios = [float(least)] * len(choice.widths)
+  ratios[: choice.inherit] = [1.0] * choice.inherit
+  for block, ratio in keep.items():
+    ratios[block] = ratio
+  return choice.student(ratios)
+
+
+class _Counter(NamedTuple):
+  """Counts a block, the deepest with the head."""
+
+  choice: Choice
+  kind: str
+  block: int
+  widest: Student
+  shape: tuple[int, ...]
+
+  @property
+  def is_first(self) -> bool:
+    return self.block == self.choice.inherit
+
+  def sizes(self, keep: float) -> tuple[int, int]:
+    """What `reduce` leaves of the channels, and the block's width."""
+    student = _narrow(self.choice, {self.block: keep})
+    return student.inputs[self.block], student.widths[self.block]
+
+  def count(self, inner: int, width: int) -> float:
+    """The cost behind the widest block before, at whatever sizes."""
+    block, inputs = self.block, list(self.widest.inputs)
+    widths = list(self.widest.widths)
+    inputs[block], widths[block] = inner, width
+    student = dataclasses.replace(
+      self.widest, inputs=tuple(inputs), widths=tuple(widths)
+    )
+    parts = self.choice.network(student).parts
+    cost = counting.part_cost(parts[block], self.shape, self.kind)
+    if block == len(widths) - 1:
+      shape = blocks.part_shapes(parts[block], self.shape)[1]
+      cost += counting.part_cost(parts[-1], shape, self.kind)
+    return cost
+
+  def per_channel(self, inner: int) -> float:
+    """The cost of `reduce` per channel that it reads."""
+    part = self.choice.network(self.widest).parts[self.block]
+    if self.is_first or not (isinstance(part, Adapted) and part.reduce):
+      return 0.0
+    each = {
+      'params': 1,
+      'bytes': 4,  # parameters are float32
+      'flops_per_example': 2 * math.prod(self.shape[1:-1]),
+    }
+    return float(each[self.kind] * inner)
+
+
+def _block_costs(
+  counter: _Counter, keep: Sequence[float], counted: bool
+) -> BlockCosts | None:
+  """The costs of a block's candidates; None: they must be counted."""
+  sizes = [counter.sizes(ratio) for ratio in keep]
+  if counted or len(keep) < 8:
+    costs = [counter.count(*size) for size in sizes]
+  else:
+    polynomial = _polynomial(counter, sizes)
+    costs = [polynomial(*size) for size in sizes]
+    if counter.kind != 'flops_per_example':
+      costs = [float(round(cost)) for cost in costs]
+    if not is_same(costs[0], counter.count(*sizes[0]), counter.kind):
+      return None
+  reads = counter.shape[-1]
+  per_channel = [counter.per_channel(inner) for inner, _ in sizes]
+  return BlockCosts(
+    keep=tuple(keep),
+    channels=tuple(width for _, width in sizes),
+    own=tuple(cost - reads * each for cost, each in zip(costs, per_channel)),
+    per_channel=tuple(per_channel),
+  )
+
+
+def _polynomial(
+  counter: _Counter, sizes: Sequence[tuple[int, int]]
+) -> Callable[[int, int], float]:
+  """The one of second degree through counts at small and middling sizes."""
+  inner, width = (
+    sorted({values[-1], values[len(values) // 2], values[0]})
+    for values in zip(*sizes)
+  )
+  top = sizes[0]
+  # As many powers as there are values; those of both at once up to the second.
+  powers = [
+    (a, b) for a in range(len(inner)) for b in range(len(width)) if a + b <= 2
+  ]
+
+  def terms(r: int, w: int) -> list[float]:
+    x, y = r / max(top[0], 1), w / top[1]
+    return [x**a * y**b for a, b in powers]
+
+  points = [(inner[a], width[b]) for a, b in powers]
+  counts = [counter.count(*point) for point in points]
+  factors = np.linalg.solve(np.array([terms(*p) for p in points]), counts)
+  return lambda r, w: float(np.dot(terms(r, w), factors))
