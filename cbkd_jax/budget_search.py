@@ -32,12 +32,14 @@ class Found:
     got: the folded student's cost as a fraction of the teacher's; for
       'latency_ms' the median, in milliseconds.
     quartiles: of the latency, in milliseconds; None for other kinds.
+    probed: whether a probe of the teacher's blocks said what harms.
   """
 
   target: str
   keep: tuple[float, ...]
   got: float
   quartiles: tuple[float, float] | None = None
+  probed: bool = False
 
   def report(self) -> dict[str, Any]:
     """What summary.json says of it."""
@@ -225,4 +227,10 @@ def stored(directory: Path, values: Mapping[str, Any]) -> Found | None:
 def read(found: Mapping[str, Any]) -> Found:
   """From what JSON makes of it."""
   quartiles = found['quartiles'] and tuple(found['quartiles'])
-  return Found(found['target'], tuple(found['keep']), found['got'], quartiles)
+  return Found(
+    found['target'],
+    tuple(found['keep']),
+    found['got'],
+    quartiles,
+    found.get('probed', False),
+  )

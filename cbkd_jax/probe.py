@@ -2,21 +2,33 @@
 
 Student blocks of several widths have a short training each, alone, on the
 teacher's own inputs (see `trials.py`). What each leaves unexplained of its
-teacher block's output is the damage that `budget.solve` spends the budget by
-(C. Li et al., CVPR 2020; Bercovich et al., Puzzle, ICML 2025).
+teacher block's output says what a keep ratio harms, and `budget.solve` spends
+the budget where it harms least (C. Li et al., CVPR 2020; Bercovich et al.,
+Puzzle, ICML 2025).
 """
 
 import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rich.console
 
-from cbkd_jax import blocks, compression, initialization, sharding, trials
+from cbkd_jax import (
+  blocks,
+  compression,
+  initialization,
+  sharding,
+  summary,
+  trials,
+  workdir,
+)
 from cbkd_jax.batch import Examples
 from cbkd_jax.blocks import Architecture, Network, Tree, Variables
 from cbkd_jax.data import Split, Streamed
@@ -103,7 +115,7 @@ def measure(
     network, on_devices, augmentation, exp.replicas, calibration
   )
   first = _first(exp, keep, teacher, train, augmentation, spreads)
-  groups = []
+  placed, groups = exp.replicas.put(spreads), []
   for k in keep:
     group = [t for t in dict.fromkeys(tried.values()) if t.keep == k]
     begun = [
@@ -114,15 +126,17 @@ def measure(
         trials.step, network, tuple(group), augmentation, exp.replicas.axis
       )
       groups.append(_Group(fn, group, exp.replicas, *zip(*begun)))
-  given = exp.replicas.put(spreads)
+  compile_seconds = 0.0
   for at, batch in enumerate(
     _batches(exp.replicas, train, [*training, *rating])
   ):
     if interrupted():
-      raise Preempted('probe: not finished; it begins anew')
+      raise Preempted('probe: not finished, it will begin anew')
+    given = on_devices, placed, batch
+    if at == 0:
+      compile_seconds = _compile(groups, given)
     for group in groups:
-      rate = _rate(at, steps) if at < steps else 0.0
-      group.step(on_devices, given, rate, batch, rates=at >= steps)
+      group.step(given, _rate(at, steps), rates=at >= steps)
   found = {t: loss for group in groups for t, loss in group.losses().items()}
   indices = tuple(range(exp.config['inherit'], len(exp.architecture.widths)))
   return Losses(
@@ -131,8 +145,80 @@ def measure(
     losses=tuple(tuple(found[tried[i, k]] for k in keep) for i in indices),
     steps=steps,
     seconds=time.monotonic() - began,
-    compile_seconds=sum(group.program.compile_seconds for group in groups),
+    compile_seconds=compile_seconds,
   )
+
+
+def damages(
+  found: Losses, candidates: Sequence[Sequence[float]]
+) -> list[list[float]]:
+  """What each candidate keep ratio harms, for `budget.solve`.
+
+  -log(1 - loss), for the sum of it over blocks is the logarithm of a product:
+  of what a block passes on the next one passes on its own share. It is the
+  loss where that is small; a block that passes nothing on is no bargain,
+  however small it is, which a sum of losses, each at most 1, would make it.
+
+  Between the probed keep ratios the loss is a straight line over log(keep).
+  Beyond them over keep, to no loss at 1, where the block may be the teacher's,
+  and to a loss of 1 at 0. A loss below that of a wider block is noise: it
+  counts as the wider one's.
+
+  Args:
+    found: what a probe has measured.
+    candidates: per compressed block, its keep ratios.
+
+  Returns:
+    Per block and candidate a number of at least 0 that grows as keep falls.
+  """
+  table = []
+  for losses, keep in zip(found.losses, candidates):
+    loss = _interpolated(found.keep, losses, np.asarray(keep, float))
+    # Of blocks that pass on next to nothing, too, the wider is better.
+    passed = np.maximum(1 - loss, _LEAST_PASSED * np.asarray(keep))
+    table.append([float(x) for x in np.abs(np.log(passed))])
+  return table
+
+
+_LEAST_PASSED = 0.01  # times keep
+
+
+def _interpolated(
+  probed: Sequence[float], losses: Sequence[float], keep: np.ndarray
+) -> np.ndarray:
+  """The loss at each of `keep`; `probed` falls."""
+  known = np.minimum(np.maximum.accumulate(losses), 1)
+  inside = np.interp(np.log(keep), np.log(probed[::-1]), known[::-1])
+  above = known[0] * (1 - keep) / (1 - probed[0])
+  below = 1 - (1 - known[-1]) * keep / probed[-1]
+  found = np.where(keep > probed[0], above, inside)
+  return np.where(keep < probed[-1], below, found)
+
+
+def show(found: Losses, console: rich.console.Console) -> None:
+  """Prints the losses as a table."""
+  table = summary.new_table(
+    "Variance of a block's output that narrower ones leave unexplained"
+  )
+  table.add_column('keep', no_wrap=True)
+  for k in found.keep:
+    table.add_column(f'{k:g}', justify='right', no_wrap=True)
+  for block, losses in zip(found.blocks, found.losses):
+    table.add_row(f'block {block}', *(f'{loss:.3f}' for loss in losses))
+  console.print(table)
+  console.print(
+    f'probe: {found.steps} steps, {found.seconds:.1f} s, of these '
+    f'{found.compile_seconds:.1f} s compiling',
+    highlight=False,
+  )
+
+
+def read(path: Path) -> Losses:
+  """What `Losses._asdict` was written as."""
+  found = workdir.read_json(path)
+  losses = tuple(tuple(row) for row in found.pop('losses'))
+  keep, indices = tuple(found.pop('keep')), tuple(found.pop('blocks'))
+  return Losses(keep=keep, blocks=indices, losses=losses, **found)
 
 
 class _Group:
@@ -155,18 +241,17 @@ class _Group:
     self.program = spmd(fn, replicas, replicated=3, donate=(0,))
     self.rated: list[jax.Array] = []
 
-  def step(
-    self,
-    teacher: Variables,
-    spreads: Sequence[Spread],
-    rate: float,
-    batch: Examples,
-    rates: bool,
-  ) -> None:
+  def arguments(
+    self, given: tuple[Variables, Sequence[Spread], Examples], rate: float
+  ) -> tuple[Any, ...]:
+    """The program's, of the teacher's variables, spreads and a batch."""
+    teacher, spreads, batch = given
+    same = teacher, spreads, self.sizes
+    return self.states, same, jnp.float32(rate), batch
+
+  def step(self, given: Any, rate: float, rates: bool) -> None:
     """Takes a step; `rates`: its losses are the trials' ratings."""
-    self.states, losses = self.program(
-      self.states, (teacher, spreads, self.sizes), jnp.float32(rate), batch
-    )
+    self.states, losses = self.program(*self.arguments(given, rate))
     if rates:
       self.rated.append(losses)
 
@@ -221,9 +306,21 @@ def _batches(
     yield replicas.put_shares(Examples(*share))
 
 
+def _compile(groups: Sequence[_Group], given: Any) -> float:
+  """Compiles all programs side by side; the seconds that it takes."""
+  began = time.monotonic()
+  with futures.ThreadPoolExecutor() as pool:
+    for done in [
+      pool.submit(group.program.compiled, *group.arguments(given, 0.0))
+      for group in groups
+    ]:
+      done.result()
+  return time.monotonic() - began
+
+
 def _rate(at: int, steps: int) -> float:
-  """The learning rate of a step: a cosine's, to 0."""
-  return _RATE * 0.5 * (1 + math.cos(math.pi * at / steps))
+  """The learning rate of a step: a cosine's, 0 from `steps` on."""
+  return _RATE * 0.5 * (1 + math.cos(math.pi * min(1, at / steps)))
 
 
 def _first(

@@ -218,6 +218,14 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
       highlight=False,
       soft_wrap=True,
     )
+  if exp.probes:
+    console.print(
+      '[yellow]compression.probe = True: what is shown of the student are the '
+      'keep ratios without a probe; the run finds its own once it has the '
+      'teacher',
+      highlight=False,
+      soft_wrap=True,
+    )
   table = new_table('Stages')
   for header in 'stage', 'network', 'trains':
     table.add_column(header, no_wrap=True)

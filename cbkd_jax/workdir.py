@@ -22,6 +22,7 @@ _FREE_FIELDS = (
   *('mesh.data', 'mesh.model'),
 )
 
+PROBE = 'probe.json'  # what `compression.probe` has measured
 BUDGET = 'budget.json'  # the keep ratios that `compression.target` led to
 
 _MARK = '.begun'  # stands beside phases that are being copied
@@ -123,7 +124,8 @@ def check_config(
   path = workdir / 'config.json'
   if not path.exists():
     others = {p.name for p in workdir.iterdir()} if workdir.exists() else set()
-    others -= {'.lock', '.config.json.tmp', BUDGET, f'.{BUDGET}.tmp'}
+    others -= {'.lock', '.config.json.tmp', PROBE, f'.{PROBE}.tmp'}
+    others -= {BUDGET, f'.{BUDGET}.tmp'}
     # With the mark, they are what a start that was cut short left behind.
     if others and _MARK not in others:
       raise UserError(
