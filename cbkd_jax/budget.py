@@ -85,19 +85,19 @@ def parse(text: str) -> Target:
       f'{field}: must be KIND:NUMBER with KIND one of {", ".join(KINDS)}'
       f'{nearest(kind, KINDS)}'
     )
+  example = f'{kind}:5' if kind == 'latency_ms' else f'{kind}:0.1'
+  if not colon:
+    raise UserError(f'{field}: must be KIND:NUMBER, e.g. {example}')
   try:
     value = float(number)
   except ValueError:
     value = math.nan
-  allowed = 'above 0 and at most 1, a fraction of the teacher'
+  most, allowed = 1.0, 'above 0 and at most 1, a fraction of the teacher'
   if kind == 'latency_ms':
-    allowed = 'milliseconds, above 0'
-  fits = math.isfinite(value) and value > 0
-  if not fits or (kind != 'latency_ms' and value > 1):
-    example = '5' if kind == 'latency_ms' else '0.1'
+    most, allowed = math.inf, 'above 0, in milliseconds'
+  if not (0 < value <= most and math.isfinite(value)):
     raise UserError(
-      f"{field}: the number after ':' must be {allowed}, e.g. {kind}:{example}"
-      f'{"" if colon else "; it is missing"}'
+      f"{field}: the number after ':' must be {allowed}, e.g. {example}"
     )
   return Target(kind, value)
 

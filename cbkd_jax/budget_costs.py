@@ -81,7 +81,7 @@ def tabulate(choice: Choice, kind: str, counted: bool = False) -> Table:
     choice: what there is to choose from.
     kind: one of `counting.KINDS`.
     counted: count each candidate, of fewer, as blocks that are no polynomial
-      need it; found out here where it shows at the widest candidates.
+      need it; found out here where one more count shows it.
 
   Raises:
     UserError: a block can't be compressed at all, naming it.
@@ -206,7 +206,9 @@ def _block_costs(
     costs = [polynomial(*size) for size in sizes]
     if counter.kind != 'flops_per_example':
       costs = [float(round(cost)) for cost in costs]
-    if not is_same(costs[0], counter.count(*sizes[0]), counter.kind):
+    other = len(keep) // 3  # neither size is one that was counted
+    count = counter.count(*sizes[other])
+    if not is_same(costs[other], count, counter.kind):
       return None
   reads = counter.shape[-1]
   per_channel = [counter.per_channel(inner) for inner, _ in sizes]

@@ -16,6 +16,7 @@ Damages = Callable[[Sequence[Sequence[float]]], Sequence[Sequence[float]]]
 _KINDS = {'params': 'params', 'flops': 'flops_per_example', 'bytes': 'bytes'}
 _NAMES = {'params': 'parameters', 'flops': 'FLOPs', 'bytes': 'bytes'}
 _MEASUREMENTS = 8  # students compiled for 'latency_ms', at most
+_PLACES = 20  # looked at, at most: several may have one student
 # Fields that a student's widths depend on; it is found anew where they differ.
 _DECISIVE = ('compression.', 'inherit', 'teacher.model', 'compute_dtype')
 _DECISIVE += ('data.classes', 'data.image_shape')
@@ -168,12 +169,12 @@ def _fast_enough(
 
   low, high = (0.0, at(0.0)), (1.0, at(1.0))
   _check_latency(target, low[1], high[1])
-  for _ in range(_MEASUREMENTS - 2):
-    if _is_met(target, low[1]):
+  for _ in range(_PLACES):
+    if _is_met(target, low[1]) or len(measured) == _MEASUREMENTS:
       break
     # Where a straight line says, but well inside.
     ahead = (target.value - low[1]) / (high[1] - low[1])
-    place = low[0] + (high[0] - low[0]) * min(max(ahead, 0.1), 0.9)
+    place = low[0] + (high[0] - low[0]) * min(max(ahead, 0.25), 0.75)
     found = place, at(place)
     low, high = (found, high) if found[1] <= target.value else (low, found)
   # A slower one than that at `low` may have been found fast enough before.
