@@ -7,7 +7,6 @@ the budget where it harms least (C. Li et al., CVPR 2020; Bercovich et al.,
 Puzzle, ICML 2025).
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,8 @@ from cbkd_jax.data import Split, Streamed
 from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.errors import NonFiniteLossError, Preempted
 from cbkd_jax.experiment import Experiment
-from cbkd_jax.replicas import Replicas, spmd
+from cbkd_jax.program import Program
+from cbkd_jax.replicas import Replicas
 from cbkd_jax.trials import Spread, State, Trial
 
 # A step changes a parameter by about this fraction of its layer's size; falls
@@ -122,10 +122,10 @@ def measure(
       trials.start(t, first[t.block, k], spreads[t.block]) for t in group
     ]
     if group:
-      fn = functools.partial(
-        trials.step, network, tuple(group), augmentation, exp.replicas.axis
+      program = trials.compiled_step(
+        network, tuple(group), augmentation, exp.replicas
       )
-      groups.append(_Group(fn, group, exp.replicas, *zip(*begun)))
+      groups.append(_Group(program, group, exp.replicas, *zip(*begun)))
   compile_seconds = 0.0
   for at, batch in enumerate(
     _batches(exp.replicas, train, [*training, *rating])
@@ -230,15 +230,14 @@ class _Group:
 
   def __init__(
     self,
-    fn: Callable[..., Any],
+    program: Program,
     group: Sequence[Trial],
     replicas: Replicas,
     states: Sequence[State],
     sizes: Sequence[Tree],
   ):
-    self.trials, self.replicas = group, replicas
+    self.program, self.trials, self.replicas = program, group, replicas
     self.states, self.sizes = replicas.put((states, sizes))
-    self.program = spmd(fn, replicas, replicated=3, donate=(0,))
     self.rated: list[jax.Array] = []
 
   def arguments(

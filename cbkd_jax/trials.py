@@ -12,8 +12,9 @@ first sizes.
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from cbkd_jax.batch import Examples
 from cbkd_jax.blocks import Network, Tree, Variables
 from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.models.adapter import Adapted
+from cbkd_jax.program import Program
 from cbkd_jax.replicas import Replicas, spmd
 
 
@@ -169,6 +171,23 @@ def step(
 _TX = optax.scale_by_adam()
 
 
+@functools.cache
+def compiled_step(
+  teacher_network: Network,
+  group: tuple[Trial, ...],
+  augmentation: Augmentation,
+  replicas: Replicas,
+) -> Program:
+  """`(states, given, rate, examples [devices, ...]) -> (states, losses)`.
+
+  The states are donated.
+  """
+  fn = functools.partial(
+    step, teacher_network, group, augmentation, replicas.axis
+  )
+  return spmd(fn, replicas, replicated=3, donate=(0,))
+
+
 def around(y: jax.Array, spread: Spread) -> jax.Array:
   """`y` around its mean, in units of its spread; channels come last."""
   return (y - spread.mean.reshape((1,) * (y.ndim - 1) + (-1,))) / spread.output
@@ -209,7 +228,7 @@ def spreads(
   teacher: Variables,
   augmentation: Augmentation,
   replicas: Replicas,
-  batches: Sequence[Examples],
+  batches: Iterable[Examples],
 ) -> tuple[Spread, ...]:
   """Each teacher block's spread over some batches.
 
@@ -219,6 +238,28 @@ def spreads(
     augmentation: holds mean and std.
     replicas: the devices.
     batches: on the devices.
+  """
+
+  run = _compiled_moments(teacher_network, augmentation, replicas)
+  found = [replicas.fetch(run(teacher, batch)) for batch in batches]
+  means = jax.tree.map(lambda *x: np.mean(np.float64(x), 0), *found)
+  return tuple(
+    Spread(
+      _positive(before[1].mean()),
+      jnp.asarray(own[0], jnp.float32),
+      _positive((own[1] - own[0] ** 2).mean()),
+    )
+    for before, own in itertools.pairwise(means)
+  )
+
+
+@functools.cache
+def _compiled_moments(
+  teacher_network: Network, augmentation: Augmentation, replicas: Replicas
+) -> Program:
+  """`(variables, examples) -> [(mean, mean square) per channel]`.
+
+  Of the images, then of each block's output.
   """
 
   def moments(variables, examples):
@@ -233,17 +274,7 @@ def spreads(
     ]
     return collectives.mean(found, replicas.axis)
 
-  run = spmd(moments, replicas, replicated=1)
-  found = [replicas.fetch(run(teacher, batch)) for batch in batches]
-  means = jax.tree.map(lambda *x: np.mean(np.float64(x), 0), *found)
-  return tuple(
-    Spread(
-      _positive(before[1].mean()),
-      jnp.asarray(own[0], jnp.float32),
-      _positive((own[1] - own[0] ** 2).mean()),
-    )
-    for before, own in itertools.pairwise(means)
-  )
+  return spmd(moments, replicas, replicated=1)
 
 
 def _positive(square: float) -> jax.Array:

@@ -170,6 +170,7 @@ def begin(
   source: Path | None = None,
   phases: Sequence[str] = (),
   budget: Mapping[str, Any] | None = None,
+  probe: Mapping[str, Any] | None = None,
 ) -> None:
   """Makes a new run's workdir; cut short at any point it can be done again.
 
@@ -180,6 +181,7 @@ def begin(
       log, which a resume cuts back to their end.
     phases: names of the phases to take.
     budget: what budget.json is to hold; None: there is none.
+    probe: likewise probe.json.
 
   Raises:
     UserError: the bucket takes nothing.
@@ -200,7 +202,8 @@ def begin(
     if log.exists():
       (workdir / log.name).write_bytes(log.read_bytes())
   with buckets.told(workdir, 'workdir'):
-    if budget is not None:
-      write_json(workdir / BUDGET, budget)
+    for name, value in ((BUDGET, budget), (PROBE, probe)):
+      if value is not None:
+        write_json(workdir / name, value)
     write_json(workdir / 'config.json', config)
   mark.unlink(missing_ok=True)
