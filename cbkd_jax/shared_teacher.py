@@ -103,7 +103,7 @@ def run(
 
 
 def _teachers(seed_directory: Path, values: Mapping[str, Any]) -> list[Path]:
-  """A seed's teachers that this config would train just so, probed ones first."""
+  """A seed's teachers that this config would train so, probed first."""
   own = _of_teacher(values)
   found = [
     path
@@ -119,7 +119,7 @@ def _teachers(seed_directory: Path, values: Mapping[str, Any]) -> list[Path]:
 def _probed(
   directory: Path, values: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-  """What a run has measured of its teacher, if this config would measure that."""
+  """What a run has measured of its teacher, if it is what this would."""
   path = directory / workdir.PROBE
   there = workdir.read_json(directory / 'config.json')
   own, other = (

@@ -24,6 +24,7 @@ from cbkd_jax import (
   budget_search,
   checkpoints,
   config,
+  damages,
   data,
   experiment,
   initialization,
@@ -303,7 +304,7 @@ def _probe(run: Run) -> Experiment:
   exp, path = run.experiment, run.directory / workdir.PROBE
   fields = exp.config['compression']
   if path.exists():
-    losses = probe.read(path)
+    losses = damages.read(path)
   else:
     losses = probe.measure(
       exp,
@@ -316,7 +317,7 @@ def _probe(run: Run) -> Experiment:
     )
     if processes.is_first():
       workdir.write_json(path, losses._asdict())
-  probe.show(losses, run.monitor.console)
+  damages.show(losses, run.monitor.console)
 
   def find() -> Found | None:
     if not processes.is_first():
@@ -325,7 +326,7 @@ def _probe(run: Run) -> Experiment:
       experiment.choice(exp.config, exp.local, exp.stages),
       budget.parse(fields['target']),
       jax.local_devices()[0],
-      functools.partial(probe.damages, losses),
+      functools.partial(damages.damages, losses),
     )
     found = dataclasses.replace(found, probed=True)
     workdir.write_json(

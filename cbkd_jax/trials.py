@@ -220,6 +220,8 @@ def start(
 
   sizes = jax.tree.map_with_path(size, params)
   units = jax.tree.map(jnp.divide, params, sizes)
+  # Copied: a step donates them, and they may be the teacher's own.
+  batch_stats = jax.tree.map(jnp.array, batch_stats)
   return State(units, batch_stats, _TX.init(units)), sizes
 
 
