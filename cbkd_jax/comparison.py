@@ -101,15 +101,15 @@ def compare(
   runs = _plan(values, directory, seeds, orders, objectives)
   for run in runs:
     config.check(run.values)
-  found = _found(directory, runs[0].values)
+  student = _student(directory, runs[0].values)
   for run in runs:
-    experiment.build(run.values, found=found)
+    experiment.build(run.values, found=student)
     workdir.check_config(run.directory, run.values, config.defaults())
   diverged = []
   for number, run in enumerate(runs, start=1):
     console.rule(f'{number} of {len(runs)}: {run.title}')
     try:
-      _run(run, found, console, interrupted)
+      _run(run, student, console, interrupted)
     except NonFiniteLossError as error:
       diverged.append(f'{run.title}: {error}')
       console.print(diverged[-1], highlight=False)
@@ -156,7 +156,7 @@ def _plan(
   return runs
 
 
-def _found(directory: Path, values: Mapping[str, Any]) -> Found | None:
+def _student(directory: Path, values: Mapping[str, Any]) -> Found | None:
   """The one student of all runs, if a target asks for it.
 
   That of an earlier call where there is one.
@@ -182,7 +182,7 @@ def folder(objective: str) -> str:
 
 def _run(
   plan: RunPlan,
-  found: Found | None,
+  student: Found | None,
   console: rich.console.Console,
   interrupted: Callable[[], bool],
 ) -> None:
@@ -210,10 +210,14 @@ def _run(
         values,
         source,
         ['teacher'],
-        budget=found and dataclasses.asdict(found),
+        budget=student and dataclasses.asdict(student),
       )
   training.train_and_evaluate(
-    values, directory, console=console, interrupted=interrupted, found=found
+    values,
+    directory,
+    console=console,
+    interrupted=interrupted,
+    found=student,
   )
 
 
