@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cbkd_jax import blocks, counting
-from cbkd_jax.blocks import Network
+from cbkd_jax.blocks import Array, BlockOutput, Network
 from cbkd_jax.budget import BlockCosts
 from cbkd_jax.compression import Student
 from cbkd_jax.errors import UserError
@@ -181,17 +181,28 @@ class _Counter(NamedTuple):
       cost += counting.part_cost(parts[-1], shape, self.kind)
     return cost
 
-  def per_channel(self, inner: int) -> float:
-    """The cost of `reduce` per channel that it reads."""
+  def per_channel(self) -> Callable[[int], float]:
+    """The cost of `reduce` per channel that it reads, by what it leaves."""
     part = self.choice.network(self.widest).parts[self.block]
     if self.is_first or not (isinstance(part, Adapted) and part.reduce):
-      return 0.0
-    each = {
-      'params': 1,
-      'bytes': 4,  # parameters are float32
-      'flops_per_example': 2 * math.prod(self.shape[1:-1]),
-    }
-    return float(each[self.kind] * inner)
+      return lambda inner: 0.0
+
+    def step(inner: int) -> float:
+      alone = part.clone(inner=_passed_on, reduce=inner, expand=None)
+      more, less = (
+        counting.part_cost(alone, (*self.shape[:-1], channels), self.kind)
+        for channels in (3, 2)
+      )
+      return more - less
+
+    two, three = step(2), step(3)
+    return lambda inner: two + (inner - 2) * (three - two)
+
+
+def _passed_on(x: Array, train: bool) -> BlockOutput:
+  """In place of a block, where its `reduce` alone is counted."""
+  del train
+  return BlockOutput(x, x, x)
 
 
 def _block_costs(
@@ -211,7 +222,8 @@ def _block_costs(
     if not is_same(costs[other], count, counter.kind):
       return None
   reads = counter.shape[-1]
-  per_channel = [counter.per_channel(inner) for inner, _ in sizes]
+  cost_of = counter.per_channel()
+  per_channel = [cost_of(inner) for inner, _ in sizes]
   return BlockCosts(
     keep=tuple(keep),
     channels=tuple(width for _, width in sizes),

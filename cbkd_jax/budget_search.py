@@ -92,7 +92,10 @@ def find(
     # Else its blocks are no polynomials.
     if budget_costs.is_same(got, cost, kind):
       return Found(str(target), keep, got / whole)
-  raise AssertionError(f'{keep} costs {got}, not {cost}')
+  raise UserError(
+    f"compression.target = '{target}': what this student costs does not follow "
+    "from its blocks' widths one by one; give compression.keep"
+  )
 
 
 def _solved(

@@ -301,7 +301,7 @@ def _show_blocks(exp: Experiment, console: rich.console.Console) -> None:
   for i, (t, s) in enumerate(zip(teacher, student)):
     table.add_row(
       str(i),
-      f'{exp.config["compression"]["keep"][i]:.4g}',
+      f'{exp.config["compression"]["keep"][i]:.3g}',
       _arrow(exp.architecture.widths[i], exp.student.widths[i]),
       _arrow(exp.architecture.units[i], exp.student.units[i]),
       *_reduction(t, s),

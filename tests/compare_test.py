@@ -11,7 +11,12 @@ import tiny_run
 from cbkd_jax import compare_tables, comparison, training
 from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 
-CHANGES = {'teacher__steps': 8, 'stage__steps': 2, 'thaw__steps': 3}
+CHANGES = {
+  'teacher__steps': 8,
+  'stage__steps': 2,
+  'thaw__steps': 3,
+  'compression__target': 'params:0.485',
+}
 ORDERS = ('counterclockwise', 'scratch')
 
 
@@ -51,6 +56,9 @@ def test_a_row_for_every_order_and_seed(compared):
     assert row['accuracy'] == summary['student']['accuracy']
     assert row['params'] == summary['student']['params']
     assert row['seconds'] == sum(s['seconds'] for s in summary['stages'])
+    # The first run's student, whatever the seed.
+    assert summary['compression']['keep'] == [1, 5 / 6, 0.5]
+    assert row['params'] == 401
   assert json.loads((directory / 'compare.json').read_text()) == found
 
 
