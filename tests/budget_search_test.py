@@ -11,12 +11,12 @@ import tiny_run
 from cbkd_jax import (
   budget,
   budget_search,
-  comparison,
   config,
   counting,
   experiment,
   latency,
   processes,
+  shared_teacher,
   training,
   workdir,
 )
@@ -100,14 +100,14 @@ def test_only_the_same_question_has_the_same_answer(run):
 
 def test_a_comparison_has_one_student(run, tmp_path, monkeypatch):
   values = tiny_run.values(**CHANGES)
-  assert comparison._student(tmp_path, values) == FOUND
+  assert shared_teacher.find(tmp_path, values) == FOUND
   # That of an earlier call, were it another one.
   other = tmp_path / 'seed_4' / 'joint'
   other.mkdir(parents=True)
   earlier = dataclasses.replace(FOUND, keep=(1.0, 0.5, 0.5))
   workdir.begin(other, values, budget=dataclasses.asdict(earlier))
   monkeypatch.setattr(budget_search, 'find', never)
-  assert comparison._student(tmp_path, values) == earlier
+  assert shared_teacher.find(tmp_path, values) == earlier
   # Also that of a run whose stages are taken.
   taken = training._found(values, tmp_path / 'new', other, None)
   assert taken == earlier
