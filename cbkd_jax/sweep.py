@@ -170,34 +170,35 @@ def show(
   result: Mapping[str, Any], title: str, console: rich.console.Console
 ) -> None:
   """Prints the points as a table, the teacher first."""
-  table = new_table(title)
-  table.add_column('target', no_wrap=True)
-  table.add_column('keep', no_wrap=True)
-  headers = ('params', 'x', 'MFLOPs', 'accuracy', 'to teacher', 'agreement')
-  for header in (*headers, 'n'):
-    table.add_column(header, justify='right', no_wrap=True)
+  seeds = max(len(point['accuracies']) for point in result['points'])
+  table = new_table(f'{title}, {seeds} seeds' if seeds > 1 else title)
   table.add_column('', no_wrap=True)
+  table.add_column('target', no_wrap=True)
+  table.add_column('keep')
+  for header in ('params', 'MFLOPs', 'accuracy', 'gap', 'agreement'):
+    table.add_column(header, justify='right', no_wrap=True)
   teacher = result['teacher']
   for point in (teacher, *result['points']):
-    is_teacher = point is teacher
-    table.add_row(
-      'teacher' if is_teacher else point['target'],
-      '' if is_teacher else ' '.join(f'{keep:.3g}' for keep in point['keep']),
-      f'{point["params"]:,}',
-      '' if is_teacher else f'{teacher["params"] / point["params"]:.2f}',
-      f'{point["flops_per_example"] / 1e6:,.2f}',
-      mean_std(point['accuracies']),
-      ''
-      if is_teacher
-      else f'{100 * (point["accuracy"] - teacher["accuracy"]):+.2f}',
-      '' if is_teacher else f'{point["agreement"]:.4f}',
-      str(len(point['accuracies'])),
-      '*' if point.get('pareto_optimal') else '',
-    )
+    cells = ['', 'teacher', '', *_cells(point), '', '']
+    if point is not teacher:
+      gap = 100 * (point['accuracy'] - teacher['accuracy'])
+      keep = ' '.join(f'{ratio:.3g}' for ratio in point['keep'])
+      mark = '*' if point['pareto_optimal'] else ''
+      cells = [mark, point['target'], keep, *_cells(point)]
+      cells += [f'{gap:+.2f}', f'{point["agreement"]:.4f}']
+    table.add_row(*cells)
   console.print(table)
   console.print(
-    '*: no other student has fewer parameters and is as accurate. to teacher: '
-    'percentage points.',
+    '*: no smaller student is as accurate. gap: to the teacher, in percentage '
+    'points. agreement: with the teacher.',
     highlight=False,
     soft_wrap=True,
+  )
+
+
+def _cells(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+  return (
+    f'{figures["params"]:,}',
+    f'{figures["flops_per_example"] / 1e6:,.2f}',
+    mean_std(figures['accuracies']),
   )

@@ -126,16 +126,19 @@ def test_finished_runs_are_not_run_again(swept):
 def test_the_table(swept):
   _, found, text, *_ = swept
   for point in found['points']:
-    (line,) = [
-      line
-      for line in text.splitlines()
-      if line.split()[:1] == [point['target']]
+    *_, line = (t for t in text.splitlines() if point['target'] in t)
+    *mark, rest = line.split(point['target'])
+    cells = rest.split()
+    assert ('*' in mark[0]) == point['pareto_optimal']
+    assert cells[:3] == [f'{keep:.3g}' for keep in point['keep']]
+    gap = 100 * (point['accuracy'] - found['teacher']['accuracy'])
+    assert cells[3:] == [
+      f'{point["params"]:,}',
+      f'{point["flops_per_example"] / 1e6:.2f}',
+      f'{point["accuracy"]:.4f}',
+      f'{gap:+.2f}',
+      f'{point["agreement"]:.4f}',
     ]
-    cells = line.split()
-    assert cells[1:4] == [f'{keep:.3g}' for keep in point['keep']]
-    assert cells[4] == f'{point["params"]:,}'
-    assert f'{point["accuracy"]:.4f}' in cells
-    assert (cells[-1] == '*') == point['pareto_optimal']
 
 
 def test_the_plot_is_a_picture(swept):
