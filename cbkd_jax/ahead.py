@@ -42,7 +42,9 @@ def begin(
   following = experiment.stages[phases.index(phase) :][:1]
   # Of several processes all must compile the same; each for itself guesses
   # what will fit.
-  if not following or jax.process_count() > 1:
+  # What a probe has to say of the student is not known yet.
+  unknown = phase == 'teacher' and experiment.probes
+  if not following or unknown or jax.process_count() > 1:
     return None
   thread = threading.Thread(
     target=_compile,

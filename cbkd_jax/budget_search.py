@@ -33,12 +33,14 @@ class Found:
     got: the folded student's cost as a fraction of the teacher's; for
       'latency_ms' the median, in milliseconds.
     quartiles: of the latency, in milliseconds; None for other kinds.
+    probed: whether a probe of the teacher's blocks said what harms.
   """
 
   target: str
   keep: tuple[float, ...]
   got: float
   quartiles: tuple[float, float] | None = None
+  probed: bool = False
 
   def report(self) -> dict[str, Any]:
     """What summary.json says of it."""
@@ -90,7 +92,10 @@ def find(
     # Else its blocks are no polynomials.
     if budget_costs.is_same(got, cost, kind):
       return Found(str(target), keep, got / whole)
-  raise AssertionError(f'{keep} costs {got}, not {cost}')
+  raise UserError(
+    f"compression.target = '{target}': what this student costs does not follow "
+    "from its blocks' widths one by one; give compression.keep"
+  )
 
 
 def _solved(
@@ -226,4 +231,10 @@ def stored(directory: Path, values: Mapping[str, Any]) -> Found | None:
 def read(found: Mapping[str, Any]) -> Found:
   """From what JSON makes of it."""
   quartiles = found['quartiles'] and tuple(found['quartiles'])
-  return Found(found['target'], tuple(found['keep']), found['got'], quartiles)
+  return Found(
+    found['target'],
+    tuple(found['keep']),
+    found['got'],
+    quartiles,
+    found.get('probed', False),
+  )

@@ -4,44 +4,24 @@ A comparison goes on where it was stopped; with more seeds, orders or
 objectives it runs what is new. The tables hold what it was called with.
 """
 
-import dataclasses
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import rich.console
 
 from cbkd_jax import (
-  budget_search,
-  checkpoints,
   compare_tables,
   config,
   experiment,
-  training,
   workdir,
 )
 from cbkd_jax import objectives as methods
-from cbkd_jax.budget_search import Found
+from cbkd_jax import shared_teacher as shared
 from cbkd_jax.errors import NonFiniteLossError, UserError, nearest
 from cbkd_jax.stages import ORDERS
-
-
-class RunPlan(NamedTuple):
-  """One run of a comparison.
-
-  Attributes:
-    values: its config.
-    directory: its workdir.
-    seed_directory: that of all runs of its seed, which share a teacher.
-    title: for the terminal.
-  """
-
-  values: Mapping[str, Any]
-  directory: Path
-  seed_directory: Path
-  title: str
 
 
 def compare(
@@ -101,15 +81,16 @@ def compare(
   runs = _plan(values, directory, seeds, orders, objectives)
   for run in runs:
     config.check(run.values)
-  found = _found(directory, runs[0].values)
+  student = shared.find(directory, runs[0].values)
   for run in runs:
-    experiment.build(run.values, found=found)
+    experiment.build(run.values, found=student)
     workdir.check_config(run.directory, run.values, config.defaults())
   diverged = []
   for number, run in enumerate(runs, start=1):
     console.rule(f'{number} of {len(runs)}: {run.title}')
     try:
-      _run(run, found, console, interrupted)
+      student = shared.find(directory, run.values, student)
+      shared.run(run, student, console, interrupted)
     except NonFiniteLossError as error:
       diverged.append(f'{run.title}: {error}')
       console.print(diverged[-1], highlight=False)
@@ -134,7 +115,7 @@ def _plan(
   seeds: int,
   orders: Sequence[str],
   objectives: Sequence[str],
-) -> list[RunPlan]:
+) -> list[shared.RunPlan]:
   """Every run, seed by seed."""
   runs = []
   for seed in range(values['seed'], values['seed'] + seeds):
@@ -146,7 +127,7 @@ def _plan(
         own = config.with_objective(own, objective)
         parent, title = seed_directory / folder(objective), f'{objective}, '
       for order in orders:
-        run = RunPlan(
+        run = shared.RunPlan(
           {**own, 'order': order},
           parent / order,
           seed_directory,
@@ -154,21 +135,6 @@ def _plan(
         )
         runs.append(run)
   return runs
-
-
-def _found(directory: Path, values: Mapping[str, Any]) -> Found | None:
-  """The one student of all runs, if a target asks for it.
-
-  That of an earlier call where there is one.
-  """
-  if not values['compression']['target']:
-    return None
-  for pattern in '*', '*/*':
-    for path in sorted(directory.glob(f'seed_*/{pattern}/{workdir.BUDGET}')):
-      found = budget_search.stored(path.parent, values)
-      if found is not None:
-        return found
-  return experiment.build(values).found
 
 
 def folder(objective: str) -> str:
@@ -180,73 +146,7 @@ def folder(objective: str) -> str:
   return f'{name}-{zlib.crc32(objective.encode()):08x}'
 
 
-def _run(
-  plan: RunPlan,
-  found: Found | None,
-  console: rich.console.Console,
-  interrupted: Callable[[], bool],
-) -> None:
-  """Runs what is not finished, with a teacher that this seed has already."""
-  values, directory, seed_directory, _ = plan
-  if (directory / 'summary.json').exists():
-    console.print('already finished')
-    return
-  # Copied, not named in the config: the runs stand on their own, in whatever
-  # order they are run and wherever they are moved.
-  source = None
-  if not (directory / 'config.json').exists():
-    source = next(
-      (
-        other.parent
-        for other in _teachers(seed_directory, values)
-        if checkpoints.is_finished(other)
-      ),
-      None,
-    )
-  if source is not None:
-    with workdir.locked(directory):
-      workdir.begin(
-        directory,
-        values,
-        source,
-        ['teacher'],
-        budget=found and dataclasses.asdict(found),
-      )
-  training.train_and_evaluate(
-    values, directory, console=console, interrupted=interrupted, found=found
-  )
-
-
-def _teachers(seed_directory: Path, values: Mapping[str, Any]) -> list[Path]:
-  """A seed's teachers that this config would train just so."""
-  own = _of_teacher(values)
-  return sorted(
-    found
-    for pattern in ('*/teacher', '*/*/teacher')
-    for found in seed_directory.glob(pattern)
-    if _of_teacher(workdir.read_json(found.parent / 'config.json')) == own
-  )
-
-
-def _of_teacher(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields that a teacher depends on, defaults where it has none."""
-  groups = ('data', 'teacher')
-  names = (
-    'seed',
-    'batch_size',
-    'micro_batches',
-    'compute_dtype',
-    'sync_batch_norm',
-  )
-  fields = {**workdir.flat(config.defaults()), **workdir.flat(values)}
-  return {
-    field: value
-    for field, value in fields.items()
-    if field.partition('.')[0] in (*groups, *names) and field != 'data.dir'
-  }
-
-
-def _collect(runs: Sequence[RunPlan]) -> dict[str, Any]:
+def _collect(runs: Sequence[shared.RunPlan]) -> dict[str, Any]:
   """The rows of all runs that are finished, and their teachers."""
   rows, teachers = [], {}
   for values, directory, _, _ in runs:

@@ -34,6 +34,10 @@ def _fraction(value: Any) -> bool:
   return _number(value) and 0 <= value < 1
 
 
+def _below_one(value: Any) -> bool:
+  return _above_zero(value) and value < 1
+
+
 def _count(value: Any) -> bool:
   return isinstance(value, int) and value >= 1
 
@@ -108,6 +112,11 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   ),
   'compression.keep': (_numbers, 'a tuple of one number per block'),
   'compression.depth': (_counts, 'a tuple of one integer per block, or ()'),
+  'compression.probe_keep': (
+    lambda v: isinstance(v, tuple) and v and all(map(_below_one, v)),
+    'a tuple of numbers above 0 and below 1',
+  ),
+  'compression.probe_steps': (_count, 'an integer of at least 1'),
   'compression.width_multiple_of': (_count, 'an integer of at least 1'),
 }
 
@@ -208,6 +217,11 @@ def check(config: Mapping[str, Any]) -> None:
       )
   if config['compression']['target']:
     budget.parse(config['compression']['target'])
+  elif config['compression']['probe']:
+    raise UserError(
+      'compression.probe = True: goes with compression.target, which is '
+      "'': without a budget there is nothing to decide"
+    )
   channels = config['data']['image_shape'][-1]
   for name in 'mean', 'std':
     if len(config['data'][name]) not in (0, channels):

@@ -71,6 +71,12 @@ class Experiment:
     return jnp.dtype(self.config['compute_dtype'])
 
   @property
+  def probes(self) -> bool:
+    """Whether the student is not known before the teacher is there."""
+    wanted = self.config['compression']['probe']
+    return wanted and not self.found.probed
+
+  @property
   def image_shape(self) -> tuple[int, int, int]:
     return tuple(self.config['data']['image_shape'])
 

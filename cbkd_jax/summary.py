@@ -219,6 +219,14 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
       highlight=False,
       soft_wrap=True,
     )
+  if exp.probes:
+    console.print(
+      '[yellow]compression.probe = True: what is shown of the student are the '
+      'keep ratios without a probe; the run finds its own once it has the '
+      'teacher',
+      highlight=False,
+      soft_wrap=True,
+    )
   table = new_table('Stages')
   for header in 'stage', 'network', 'trains':
     table.add_column(header, no_wrap=True)
@@ -296,7 +304,7 @@ def _show_blocks(exp: Experiment, console: rich.console.Console) -> None:
   for i, (t, s) in enumerate(zip(teacher, student)):
     table.add_row(
       str(i),
-      f'{exp.config["compression"]["keep"][i]:.4g}',
+      f'{exp.config["compression"]["keep"][i]:.3g}',
       _arrow(exp.architecture.widths[i], exp.student.widths[i]),
       _arrow(exp.architecture.units[i], exp.student.units[i]),
       *_reduction(t, s),

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +20,16 @@ import rich.console
 from cbkd_jax import (
   adoption,
   blocks,
+  budget,
   budget_search,
   checkpoints,
   config,
+  damages,
   data,
   experiment,
   initialization,
   prediction,
+  probe,
   processes,
   student,
   summary,
@@ -131,8 +134,12 @@ def _found(
         there = budget_search.stored(from_workdir, values)
     return there or experiment.build(values).found
 
-  own = processes.together(find)
-  text = json.dumps(own and dataclasses.asdict(own))
+  return _told(processes.together(find))
+
+
+def _told(found: Found | None) -> Found:
+  """What the first process has found, in every process."""
+  text = json.dumps(found and dataclasses.asdict(found))
   return budget_search.read(json.loads(processes.first_says(text)))
 
 
@@ -165,6 +172,12 @@ def _prepare(
   adopted = []
   if not resumes:
     adopted = adoption.adopted_phases(exp, from_workdir, from_stage)
+    if exp.probes and len(adopted) > 1:
+      raise UserError(
+        f'--from_stage={from_stage}: must be stage_1 here; with '
+        'compression.probe the student is not known yet, and that of '
+        f'{from_workdir} had other settings of compression'
+      )
   dataset = experiment.load_data(values)
   augmentation = experiment.augmentation_for(values, dataset.train)
   teacher_path = None
@@ -244,6 +257,8 @@ def _start(
 def _run_phases(run: Run, teacher_path: Path | None) -> dict[str, Any]:
   exp = run.experiment
   run.teacher, teacher_results = _teacher(run, teacher_path)
+  if exp.probes:
+    exp = run.experiment = _probe(run)
 
   trained, results = None, []
   for stage in exp.stages:
@@ -285,6 +300,58 @@ def _teacher(run: Run, path: Path | None) -> tuple[Variables, dict[str, float]]:
 
   trained, results = run_phase(run, 'teacher', spec, start, None)
   return trained.variables, results
+
+
+def _probe(run: Run) -> Experiment:
+  """The run with the student that a probe of the teacher's blocks leads to.
+
+  What budget.json then says is final; probe.json is not measured again.
+  """
+  exp, path = run.experiment, run.directory / workdir.PROBE
+  fields = exp.config['compression']
+  if path.exists():
+    losses = damages.read(path)
+  else:
+    losses = probe.measure(
+      exp,
+      run.teacher,
+      run.dataset.train,
+      run.augmentation,
+      keep=fields['probe_keep'],
+      steps=fields['probe_steps'],
+      interrupted=run.interrupted,
+    )
+    if processes.is_first():
+      workdir.write_json(path, losses._asdict())
+  damages.show(losses, run.monitor.console)
+
+  def find() -> Found | None:
+    if not processes.is_first():
+      return None
+    found = budget_search.find(
+      experiment.choice(exp.config, exp.local, exp.stages),
+      budget.parse(fields['target']),
+      jax.local_devices()[0],
+      functools.partial(damages.damages, losses),
+    )
+    found = dataclasses.replace(found, probed=True)
+    workdir.write_json(
+      run.directory / workdir.BUDGET, dataclasses.asdict(found)
+    )
+    return found
+
+  found = _told(processes.together(find))
+  run.monitor.console.print(
+    f'keep {_ratios(found.keep)}: {budget_search.says(found.report())}; '
+    f'without the probe it would be {_ratios(exp.found.keep)}',
+    highlight=False,
+    soft_wrap=True,
+  )
+  return experiment.build(exp.config, found=found)
+
+
+def _ratios(keep: Sequence[float]) -> str:
+  return ' / '.join(f'{ratio:.3g}' for ratio in keep)
 
 
 def _assemble(

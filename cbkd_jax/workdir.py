@@ -22,6 +22,7 @@ _FREE_FIELDS = (
   *('mesh.data', 'mesh.model'),
 )
 
+PROBE = 'probe.json'  # what `compression.probe` has measured
 BUDGET = 'budget.json'  # the keep ratios that `compression.target` led to
 
 _MARK = '.begun'  # stands beside phases that are being copied
@@ -123,7 +124,8 @@ def check_config(
   path = workdir / 'config.json'
   if not path.exists():
     others = {p.name for p in workdir.iterdir()} if workdir.exists() else set()
-    others -= {'.lock', '.config.json.tmp', BUDGET, f'.{BUDGET}.tmp'}
+    others -= {'.lock', '.config.json.tmp', PROBE, f'.{PROBE}.tmp'}
+    others -= {BUDGET, f'.{BUDGET}.tmp'}
     # With the mark, they are what a start that was cut short left behind.
     if others and _MARK not in others:
       raise UserError(
@@ -168,6 +170,7 @@ def begin(
   source: Path | None = None,
   phases: Sequence[str] = (),
   budget: Mapping[str, Any] | None = None,
+  probe: Mapping[str, Any] | None = None,
 ) -> None:
   """Makes a new run's workdir; cut short at any point it can be done again.
 
@@ -178,6 +181,7 @@ def begin(
       log, which a resume cuts back to their end.
     phases: names of the phases to take.
     budget: what budget.json is to hold; None: there is none.
+    probe: likewise probe.json.
 
   Raises:
     UserError: the bucket takes nothing.
@@ -198,7 +202,8 @@ def begin(
     if log.exists():
       (workdir / log.name).write_bytes(log.read_bytes())
   with buckets.told(workdir, 'workdir'):
-    if budget is not None:
-      write_json(workdir / BUDGET, budget)
+    for name, value in ((BUDGET, budget), (PROBE, probe)):
+      if value is not None:
+        write_json(workdir / name, value)
     write_json(workdir / 'config.json', config)
   mark.unlink(missing_ok=True)

@@ -227,6 +227,16 @@ def get_config() -> ConfigDict:
         # or 'latency_ms:5', the median time of one image on the device that
         # the run begins on. '': none.
         'target': '',
+        # With `target`: once there is a teacher, short trainings of each
+        # block alone measure what narrowing it harms, and the budget is spent
+        # where it harms least. Without it the deeper half of a network is
+        # taken to bear more.
+        'probe': False,
+        # Keep ratios that are tried in every block; between them is
+        # interpolated. Each is a program to compile.
+        'probe_keep': (0.5, 0.25, 0.125),
+        # Steps of these trainings, of `batch_size` examples.
+        'probe_steps': 200,
         # Units (residual units, convolutions) per block; (): all.
         'depth': (),
         # A student block's start: 'random', 'slice' or 'pca'.

@@ -5,7 +5,7 @@ import types
 import pytest
 import tiny_run
 
-from cbkd_jax import adoption, comparison, workdir
+from cbkd_jax import adoption, shared_teacher, workdir
 from cbkd_jax.errors import UserError
 
 
@@ -26,6 +26,7 @@ def test_a_field_that_an_older_version_did_not_know(tmp_path):
 def test_a_teacher_of_an_older_version_is_found_again():
   older, now = tiny_run.values(), tiny_run.values()
   del older['data']['mixup'], older['teacher']['objective']
-  assert comparison._of_teacher(older) == comparison._of_teacher(now)
+  of_teacher = shared_teacher._of_teacher
+  assert of_teacher(older) == of_teacher(now)
   smoothed = tiny_run.values(teacher__objective='ce(label_smoothing=0.1)')
-  assert comparison._of_teacher(older) != comparison._of_teacher(smoothed)
+  assert of_teacher(older) != of_teacher(smoothed)

@@ -11,11 +11,12 @@ import tiny_run
 from cbkd_jax import (
   budget,
   budget_search,
-  comparison,
   config,
+  counting,
   experiment,
   latency,
   processes,
+  shared_teacher,
   training,
   workdir,
 )
@@ -99,14 +100,14 @@ def test_only_the_same_question_has_the_same_answer(run):
 
 def test_a_comparison_has_one_student(run, tmp_path, monkeypatch):
   values = tiny_run.values(**CHANGES)
-  assert comparison._found(tmp_path, values) == FOUND
+  assert shared_teacher.find(tmp_path, values) == FOUND
   # That of an earlier call, were it another one.
   other = tmp_path / 'seed_4' / 'joint'
   other.mkdir(parents=True)
   earlier = dataclasses.replace(FOUND, keep=(1.0, 0.5, 0.5))
   workdir.begin(other, values, budget=dataclasses.asdict(earlier))
   monkeypatch.setattr(budget_search, 'find', never)
-  assert comparison._found(tmp_path, values) == earlier
+  assert shared_teacher.find(tmp_path, values) == earlier
   # Also that of a run whose stages are taken.
   taken = training._found(values, tmp_path / 'new', other, None)
   assert taken == earlier
@@ -199,6 +200,42 @@ def test_a_probes_damages_decide(choice):
   plain = budget_search.find(choice, target, None)
   probed = budget_search.find(choice, target, None, damages)
   assert (plain.keep, probed.keep) == ((1, 1, 0.5), (1, 5 / 6, 5 / 8))
+
+
+def test_the_student_is_counted_as_it_is_used():
+  """With a head of its own, and casts of what its `reduce` multiplies."""
+  values = tiny_run.values(
+    objective='simkd',
+    compute_dtype='bfloat16',
+    teacher__model='tiny_run:larger',
+    compression__target='flops:0.5',
+  )
+  exp = experiment.build(values, tuple(jax.devices()[:1]))
+  sizes = [
+    counting.total(counting.per_block(network, exp.image_shape))
+    for network in (
+      exp.predicting_network(exp.stages[-1]),
+      exp.local.network(),
+    )
+  ]
+  flops = [size['flops_per_example'] for size in sizes]
+  assert exp.found.got == flops[0] / flops[1]
+  assert 0.49 <= exp.found.got <= 0.5
+
+
+def test_a_cost_that_is_no_sum_over_blocks_is_refused(choice):
+  """Here a block's units hang on another one's width."""
+
+  def network(student):
+    odd = student.widths[1] * student.widths[2] % 2
+    units = (1, 1, 1 + odd)
+    return choice.network(dataclasses.replace(student, units=units))
+
+  entangled = dataclasses.replace(choice, network=network)
+  with pytest.raises(
+    UserError, match=r"^compression\.target = 'params:0.4': w"
+  ):
+    budget_search.find(entangled, Target('params', 0.4), None)
 
 
 def test_a_target_is_checked_with_the_config():

@@ -13,7 +13,7 @@ from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 
 CHANGES = {
   'teacher__model': 'tiny_run:shallow',
-  'compression__keep': (1.0, 0.5),
+  'compression__target': 'params:0.43',
   'teacher__steps': 8,
   'stage__steps': 2,
   'thaw__steps': 3,
@@ -57,6 +57,9 @@ def test_a_row_for_every_order_and_seed(compared):
     assert row['accuracy'] == summary['student']['accuracy']
     assert row['params'] == summary['student']['params']
     assert row['seconds'] == sum(s['seconds'] for s in summary['stages'])
+    # The first run's student, whatever the seed.
+    assert summary['compression']['keep'] == [1, 0.5]
+    assert row['params'] == 192  # of 450
   assert json.loads((directory / 'compare.json').read_text()) == found
 
 
