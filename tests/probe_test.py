@@ -256,6 +256,7 @@ def test_the_plan_says_that_it_cannot_know():
   ('changes', 'message'),
   [
     ({'compression__target': ''}, 'probe = True: goes with compression.target'),
+    ({'compression__model': 'resnet8'}, 'probe = True: must be False with'),
     ({'compression__probe_steps': 0}, 'probe_steps = 0: must be an integer'),
     ({'compression__probe_keep': (0.5, 1.0)}, 'above 0 and below 1'),
     ({'compression__probe_keep': ()}, 'above 0 and below 1'),
