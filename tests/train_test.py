@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cli
 import jax
+import method_runs
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -32,7 +33,7 @@ from cbkd_jax import (
   training,
   workdir,
 )
-from cbkd_jax.data import digits
+from cbkd_jax.data import digits, sampler
 from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
 
 STEPS = tiny_run.STEPS
@@ -442,21 +443,20 @@ _SLOW = """
 import runpy, sys, time
 from cbkd_jax.data import sampler
 indices = sampler.indices
-def slow(seed, examples, batch, step, count):
-  if step < {steps}:
-    time.sleep(0.1)
-  return indices(seed, examples, batch, step, count)
+def slow(*arguments):
+  time.sleep(0.1)
+  return indices(*arguments)
 sampler.indices = slow
 sys.argv[0] = 'train'
 runpy.run_module('cbkd_jax.train', run_name='__main__')
 """
 
 
-def _start(directory, environment, steps):
-  """A run in a process of its own, its first steps slow enough to be hit."""
+def _start(directory, environment):
+  """A run in a process of its own, its steps slow enough to be hit."""
   return subprocess.Popen(
     [
-      *(sys.executable, '-c', _SLOW.format(steps=steps)),
+      *(sys.executable, '-c', _SLOW),
       *(f'--config={HERE}/tiny_run.py', f'--workdir={directory}'),
     ],
     stdout=subprocess.DEVNULL,
@@ -479,21 +479,28 @@ def _wait_for(path, process):
 
 
 def test_sigterm_and_sigkill_and_on_is_the_same_run(
-  whole, compilation, tmp_path
+  whole, compilation, tmp_path, monkeypatch
 ):
   directory = tmp_path / 'run'
-  with _start(directory, compilation, STEPS['teacher']) as process:
-    _wait_for(directory / 'teacher' / '8', process)
-    process.send_signal(signal.SIGTERM)
-    err = process.stderr.read()
-    assert process.wait() == errors.EXIT_PREEMPTED == 75
-  (step,) = os.listdir(directory / 'teacher')
-  assert err == (
-    f'error: teacher: stopped at step {step} of 40, saved; the same command '
-    'goes on\n'
+  indices = sampler.indices
+
+  def signalled(seed, examples, batch, step, count):
+    if step == 37:
+      signal.raise_signal(signal.SIGTERM)
+    return indices(seed, examples, batch, step, count)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(sampler, 'indices', signalled)
+    ended = cli.call(
+      'cbkd_jax.train', f'--config={HERE}/tiny_run.py', f'--workdir={directory}'
+    )
+  assert ended.code == errors.EXIT_PREEMPTED == 75
+  assert os.listdir(directory / 'teacher') == ['38']
+  assert ended.err == (
+    'error: teacher: stopped at step 38 of 40, saved; the same command goes '
+    'on\n'
   )
-  # The teacher goes on after step 8; what is to be hit is stage 1.
-  with _start(directory, compilation, STEPS['stage_1']) as process:
+  with _start(directory, compilation) as process:
     _wait_for(directory / 'stage_1' / '4', process)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -753,26 +760,28 @@ def test_a_damaged_checkpoint_is_an_error_of_one_line(whole, tmp_path, broken):
     assert 'cannot be read' in ended.err
 
 
+@pytest.mark.parametrize('order', ['joint', 'joint_inherited'])
+def test_what_a_joint_student_starts_with(whole, tmp_path, order):
+  directory = tmp_path / 'run'
+  changes = {'teacher__checkpoint': str(whole), 'order': order}
+  # After the teacher, and then before the first step.
+  with pytest.raises(Preempted, match='stopped at step 0'):
+    tiny_run.run(directory, changes, interrupted=_After(2))
+  teacher, start = _state(whole, 'teacher')[1], _state(directory, order)[1]
+  for name, array in start.items():
+    if name.startswith('params/block_0/') and name.endswith('kernel'):
+      same = np.array_equal(array, teacher[name])
+      assert same == (order == 'joint_inherited')
+
+
 TOTAL = sum(STEPS.values()) - STEPS['teacher']
 
 
-@pytest.mark.parametrize(
-  'order', ['clockwise', 'joint', 'joint_inherited', 'scratch']
-)
+@pytest.mark.parametrize('order', ['clockwise', 'joint'])
 def test_the_controls_take_as_many_steps(whole, tmp_path, order):
-  """One teacher for all."""
-  directory = tmp_path / 'run'
+  """One teacher for all; 'scratch' is below, compare_test has the other."""
   changes = {'teacher__checkpoint': str(whole), 'order': order}
-  if order.startswith('joint'):
-    # After the teacher, and then before the first step.
-    with pytest.raises(Preempted, match='stopped at step 0'):
-      tiny_run.run(directory, changes, interrupted=_After(2))
-    teacher, start = _state(whole, 'teacher')[1], _state(directory, order)[1]
-    for name, array in start.items():
-      if name.startswith('params/block_0/') and name.endswith('kernel'):
-        same = np.array_equal(array, teacher[name])
-        assert same == (order == 'joint_inherited')
-  found = tiny_run.run(directory, changes)
+  found = tiny_run.run(tmp_path / 'run', changes)
   assert sum(stage['steps'] for stage in found['stages']) == TOTAL
   names = [stage['name'] for stage in found['stages']]
   trained = [stage['trained_blocks'] for stage in found['stages']]
@@ -783,15 +792,38 @@ def test_the_controls_take_as_many_steps(whole, tmp_path, order):
     assert names == [order]
     assert trained == [[0, 1, 2]]
   assert found['student']['params'] == _summary(whole)['student']['params']
-  first = _lines(directory, names[0])[0]
-  assert ('kd' in first) == (order != 'scratch')
+  assert 'kd' in _lines(tmp_path / 'run', names[0])[0]
 
 
-def test_any_number_of_devices_is_the_same_run(whole, tmp_path, monkeypatch):
+SHALLOW = {
+  'teacher__model': 'tiny_run:shallow',
+  'compression__keep': (1.0, 0.5),
+}
+
+
+@pytest.fixture(scope='module')
+def shallow_teacher(tmp_path_factory):
+  """A checkpoint, for runs whose numbers are compared with each other."""
+  directory = tmp_path_factory.mktemp('shallow') / 'teacher'
+  method_runs.write_teacher(directory, tiny_run.shallow)
+  return str(directory)
+
+
+def test_any_number_of_devices_is_the_same_run(
+  compilation, shallow_teacher, tmp_path, monkeypatch
+):
   """`scratch` alone: every program is to be compiled anew for each."""
   monkeypatch.setattr(replicas, '_LEAST_SHARDED', 1)
-  changes = {'teacher__checkpoint': str(whole), 'order': 'scratch'}
+  changes = {
+    **SHALLOW,
+    'teacher__checkpoint': shallow_teacher,
+    'order': 'scratch',
+  }
   four = tiny_run.run(tmp_path / 'four', changes)
+  (stage,) = four['stages']
+  assert (stage['name'], stage['trained_blocks']) == ('scratch', [0, 1])
+  assert stage['steps'] == STEPS['stage_1'] + STEPS['thaw']
+  assert 'kd' not in _lines(tmp_path / 'four', 'scratch')[0]
   devices = jax.devices()
   # Over a mesh; begun on all devices, ended on two, with another mesh.
   mesh = {**changes, 'spmd': 'jit', 'mesh__model': 2}
@@ -814,10 +846,11 @@ def test_any_number_of_devices_is_the_same_run(whole, tmp_path, monkeypatch):
         np.testing.assert_allclose(mine['loss'], other['loss'], rtol=1e-3)
 
 
-def test_a_run_with_caches(whole, tmp_path, monkeypatch):
+def test_a_run_with_caches(compilation, shallow_teacher, tmp_path, monkeypatch):
   """Resumed it is the same run; where they don't fit, too, to rounding."""
   changes = {
-    'teacher__checkpoint': str(whole),
+    **SHALLOW,
+    'teacher__checkpoint': shallow_teacher,
     'cache__prefix': True,
     'cache__thaw': True,
     'cache__views': 2,
@@ -833,8 +866,8 @@ def test_a_run_with_caches(whole, tmp_path, monkeypatch):
   host = {**changes, 'cache__place': 'host'}
   found = tiny_run.run(cached, host, console=console)
   said = console.file.getvalue()
-  assert said.count('cache of 2 views per image') == 3
-  for stage, row in zip(found['stages'], (2 * 2 * 6, 4 * 4 * 4, 0)):
+  assert said.count('cache of 2 views per image') == 2
+  for stage, row in zip(found['stages'], (4 * 4 * 4, 0), strict=True):
     assert stage['cache']['bytes'] == 2 * 96 * 4 * (row + 10)
     assert stage['cache']['place'] == 'host'
     assert stage['cache']['error'] == 0
@@ -847,7 +880,7 @@ def test_a_run_with_caches(whole, tmp_path, monkeypatch):
 
   resumed, stopped = tmp_path / 'resumed', []
   # In a cache's filling, which takes 16 calls, and in the steps after it.
-  for calls in 4, 19, 37, 1000:
+  for calls in 4, 19, 36, 1000:
     try:
       tiny_run.run(resumed, host, interrupted=_After(calls))
     except Preempted as error:
@@ -860,7 +893,10 @@ def test_a_run_with_caches(whole, tmp_path, monkeypatch):
         with pytest.raises(UserError, match='stage_1 was begun with a cache'):
           tiny_run.run(resumed, host)
   assert stopped[0].endswith('while the cache was filled; nothing is lost')
-  assert stopped[1] == 'stage_1: stopped at step 2 of 3, saved'
+  assert stopped[1:] == [
+    'stage_1: stopped at step 2 of 3, saved',
+    'thaw: stopped at step 0 of 2, saved',
+  ]
   ours = (resumed / 'metrics.jsonl').read_bytes()
   assert ours == (cached / 'metrics.jsonl').read_bytes()
 
@@ -868,7 +904,7 @@ def test_a_run_with_caches(whole, tmp_path, monkeypatch):
   console = tiny_run.console()
   nowhere = {'cache__limit_mib': 0.001, 'steps_per_call': 1}
   tiny_run.run(without, {**changes, **nowhere}, console=console)
-  assert console.file.getvalue().count('no cache, it takes') == 3
+  assert console.file.getvalue().count('no cache, it takes') == 2
   for ours, theirs in zip(_lines(without), _lines(cached), strict=True):
     assert ours.pop('stage') == theirs.pop('stage')
     assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
