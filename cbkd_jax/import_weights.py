@@ -57,7 +57,7 @@ def main() -> None:
       match, f"{path.name}, {match.naming}'s names", notes, console
     ),
   )
-  imported.save(out, teacher)
+  imported.save(out, teacher.variables, teacher.description)
   console.print(
     f'--config.teacher.model={values.model} --config.teacher.checkpoint={out}',
     soft_wrap=True,
@@ -72,11 +72,10 @@ def _write_back(source: str, to: str, names: str | None) -> None:
   if path.exists():
     raise UserError(f'--to={to}: exists')
 
-  from cbkd_jax import weights
-  from cbkd_jax.weights import imported
+  from cbkd_jax.weights import files, imported
 
   arrays = imported.state_dict(source, names)
-  weights.write(path, arrays)
+  files.write(path, arrays)
   print(f'{path}: {len(arrays)} tensors')
 
 

@@ -170,7 +170,7 @@ def test_a_chain_is_its_blocks_one_after_the_other(exp):
   [
     (
       {'compression__init': 'slice'},
-      "compression.init = 'slice': compression.model is set, .* random, pca",
+      "compression.init = 'slice': nothing .*model; allowed: random, pca",
     ),
     (
       {'compression__depth': (1, 1, 1)},

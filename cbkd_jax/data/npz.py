@@ -6,11 +6,13 @@ one split, 'train'. In a directory: SPLIT.npz with `images` and `labels`.
 Without `class_names` a class is called by its number.
 """
 
+import contextlib
 import re
+import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ from cbkd_jax.errors import UserError
 
 _IMAGES = re.compile(r'(?:(\w+)_images|x_(\w+)|(images))')
 _LABELS = {'_images': '_labels', 'x_': 'y_', 'images': 'labels'}
+# What a damaged file ends with; RuntimeError: encrypted.
+_BAD = (
+  *(OSError, ValueError, EOFError, RuntimeError, struct.error),
+  *(zipfile.BadZipFile, zlib.error),
+)
 _lock = threading.Lock()
 
 
@@ -136,31 +143,21 @@ def _split_keys(path: str) -> dict[str, str]:
   return {m[1] or m[2] or 'train': m[0] for m in matches}
 
 
-class _opened:
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
   """An .npz file, whose errors are one line; pickles are never read."""
-
-  def __init__(self, path: str):
-    self.path = path
-
-  def __enter__(self) -> Any:
-    try:
-      self.file = np.load(self.path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-      raise self._error(e) from e
-    if not hasattr(self.file, 'files'):
-      raise UserError(f'{self.path}: is no .npz file, but a single array')
-    return self.file
-
-  def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-    self.file.close()
-    if isinstance(
-      error, OSError | ValueError | EOFError | zipfile.BadZipFile | zlib.error
-    ) and not isinstance(error, UserError):
-      raise self._error(error) from error
-
-  def _error(self, error: Exception) -> UserError:
-    reason = ' '.join(str(error).split()) or type(error).__name__
-    return UserError(f'{self.path}: cannot be read: {reason[:200]}')
+  try:
+    with open(path, 'rb') as file:  # NumPy would not close a bad one
+      arrays = np.load(file, allow_pickle=False)
+      if not hasattr(arrays, 'files'):
+        raise UserError(f'{path}: is no .npz file, but a single array')
+      with arrays:
+        yield arrays
+  except UserError:
+    raise
+  except _BAD as e:
+    reason = ' '.join(str(e).split()) or type(e).__name__
+    raise UserError(f'{path}: cannot be read: {reason[:200]}') from e
 
 
 def _images(path: str, key: str) -> np.ndarray:

@@ -2,9 +2,6 @@
 
 `files` reads and writes state dicts, `naming` says which of their tensors is
 which of our arrays, `matching` compares the two, `report` shows it, `teachers`
-keeps the result where `config.teacher.checkpoint` finds it.
+makes it a network's variables, `imported` keeps those where
+`config.teacher.checkpoint` finds them, and writes them back.
 """
-
-from cbkd_jax.weights.files import read, write
-
-__all__ = ['read', 'write']

@@ -1,9 +1,11 @@
 """State dicts in files: `.safetensors`, and PyTorch's own `.pth` and `.pt`.
 
 A `.pth` is a pickle, that is a program. It is read by torch's reader of weights
-alone, which makes tensors and plain containers and runs nothing else.
+alone, which makes tensors, plain containers and argparse's namespaces, and runs
+nothing else.
 """
 
+import argparse
 import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping
@@ -115,7 +117,9 @@ def _read_pickle(path: Path) -> Any:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # of torch's, about its own storages
-      return torch.load(path, map_location='cpu', weights_only=True)
+      # Training scripts keep their options beside the weights.
+      with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:
     reason = _reason(error)
     if 'GLOBAL' in reason or 'Unsupported class' in reason:

@@ -6,15 +6,16 @@ as a whole: what fails leaves nothing behind.
 """
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cbkd_jax import blocks, buckets, checkpoints, models, workdir
+from cbkd_jax.blocks import Variables
 from cbkd_jax.errors import UserError
 from cbkd_jax.weights import naming
-from cbkd_jax.weights.teachers import Teacher
 
 _NOTE = 'imported.json'
 
@@ -29,12 +30,13 @@ def check_new(out: Path) -> None:
     raise UserError(f'--out={out}: exists and is not an empty directory')
 
 
-def save(out: Path, teacher: Teacher) -> None:
+def save(out: Path, variables: Variables, described: Mapping[str, Any]) -> None:
   """Writes a teacher's directory, all of it or nothing.
 
   Args:
     out: is new or empty; may be in a bucket.
-    teacher: what it is to hold.
+    variables: the network's.
+    described: what `imported.json` is to say, plain values.
 
   Raises:
     UserError: it can't be written.
@@ -48,8 +50,8 @@ def save(out: Path, teacher: Teacher) -> None:
     with tempfile.TemporaryDirectory(prefix='.importing-', dir=beside) as name:
       whole = Path(name) / 'teacher'
       whole.mkdir()
-      checkpoints.write_variables(whole / 'state', teacher.variables)
-      workdir.write_json(whole / _NOTE, dict(teacher.description))
+      checkpoints.write_variables(whole / 'state', variables)
+      workdir.write_json(whole / _NOTE, dict(described))
       if in_bucket:
         with buckets.told(out, '--out'):
           buckets.copy_tree(whole, out)
