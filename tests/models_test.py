@@ -140,7 +140,6 @@ def test_param_count_at_imagenet_size(name, expected):
     ('mobilenet_v2', 64, (32, 16, 8, 4), (32, 16, 8, 4)),
     ('mobilenet_v2', 224, (56, 28, 14, 7), (56, 28, 14, 7)),
     ('ShuffleV1', 32, (32, 16, 8, 4), (32, 16, 8, 4)),
-    ('ShuffleV2', 8, (8, 4, 2, 1), (8, 4, 2, 1)),
     ('densenet_bc_10_4', 32, (32, 16, 8), (32, 16, 8)),
   ],
 )
@@ -372,6 +371,11 @@ def test_initialisers():
   key = jax.random.key(0)
   kernel = layers.CONV_INIT(key, (3, 3, 32, 64))
   np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / (9 * 64)), rtol=0.03)
+  # Depthwise, and in three groups of 32 outputs.
+  kernel = layers.conv_init(2048)(key, (3, 3, 1, 2048))
+  np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / 9), rtol=0.03)
+  kernel = layers.conv_init(3)(key, (3, 3, 32, 96))
+  np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / (9 * 32)), rtol=0.03)
   kernel = layers.DENSE_INIT(key, (64, 100))
   assert 0.99 / 8 < np.max(np.abs(kernel)) <= 1 / 8
 

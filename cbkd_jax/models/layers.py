@@ -51,10 +51,21 @@ def conv(
     padding=kernel // 2,
     feature_group_count=groups,
     use_bias=use_bias,
-    kernel_init=CONV_INIT,
+    kernel_init=conv_init(groups),
     dtype=dtype,
     name=name,
   )
+
+
+def conv_init(groups: int) -> nn.initializers.Initializer:
+  """`CONV_INIT` by the fan-out of one group, as timm draws it.
+
+  By that of all, as torchvision does, depthwise kernels would be so small that
+  in front of a normalisation their gradients are all that clipping leaves.
+  """
+  if groups == 1:
+    return CONV_INIT
+  return nn.initializers.variance_scaling(2.0 * groups, 'fan_out', 'normal')
 
 
 def batch_norm(
