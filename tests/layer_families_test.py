@@ -55,7 +55,13 @@ def test_every_method_that_looks_at_features_sees_a_transformer():
     if method.knowledge != 'response' and name not in REFUSED['vit']
   )
   terms = (f'{name}({OPTIONS.get(name, "")})' for name in names)
-  exp = experiment.build(values('vit', objective=' + '.join(terms)))
+  exp = experiment.build(
+    values(
+      'shallow_vit',
+      objective=' + '.join(terms),
+      compression__keep=(1.0, 0.5),
+    )
+  )
   stage = next(stage for stage in exp.stages if stage.name == 'stage_1')
   spec = exp.spec(stage, tiny.PLAIN)
   state = step.state_shapes(spec)
