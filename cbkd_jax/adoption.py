@@ -5,6 +5,7 @@ from pathlib import Path
 from cbkd_jax import blocks, buckets, checkpoints, config, step, workdir
 from cbkd_jax.errors import UserError
 from cbkd_jax.experiment import Experiment, plan_augmentation
+from cbkd_jax.weights import imported
 
 
 def adopted_phases(
@@ -63,6 +64,7 @@ def check_teacher(exp: Experiment) -> Path | None:
   if not path:
     return None
   directory = checkpoints.teacher_checkpoint(path)
+  _check_imported(exp, directory.parent)
   checkpoints.read_variables(
     directory, blocks.shapes(exp.teacher_network, exp.image_shape)
   )
@@ -70,6 +72,27 @@ def check_teacher(exp: Experiment) -> Path | None:
   source = buckets.path(path, 'teacher.checkpoint')
   _check_same(exp, source, 'teacher.checkpoint', fields)
   return directory
+
+
+def _check_imported(exp: Experiment, directory: Path) -> None:
+  """Refuses an imported teacher that is another network than this run's."""
+  described = imported.description(directory)
+  if described is None:
+    return
+  own = workdir.flat(exp.config)
+  for flag, field in (
+    ('model', 'teacher.model'),
+    ('num_classes', 'data.classes'),
+    ('image_shape', 'data.image_shape'),
+  ):
+    if own[field] != described[flag]:
+      there = described[flag]
+      if flag == 'image_shape':
+        there = ','.join(map(str, there))
+      raise UserError(
+        f'teacher.checkpoint = {str(directory)!r}: {described["file"]} was '
+        f'imported with --{flag}={there}, but here {field} = {own[field]!r}'
+      )
 
 
 def _check_same(

@@ -28,11 +28,12 @@ class BlockOutput(NamedTuple):
   """What a block returns for `x [batch, height, width, channels]`.
 
   Attributes:
-    features: the block's features, before any pooling that ends the block.
+    features: the block's features as a map `[batch, height, width, channels]`,
+      before any pooling that ends the block.
     pre_activation: `features` before their last activation; the same array
       where the block ends without one.
     output: what goes on to the next part (`features`, pooled where the block
-      ends with pooling).
+      ends with pooling; a transformer's tokens `[batch, tokens, channels]`).
     normalized_input: the block's *input* after its first normalisation, for
       pre-activation networks (WRN), whose cuts lie before that layer.
   """
@@ -91,13 +92,16 @@ class Network:
   def parts(self) -> tuple[Any, ...]:
     return (*self.blocks, self.head)
 
-  def ends_pooled(self, image_shape: tuple[int, int, int]) -> bool:
-    """Whether the deepest block pools its features for the head."""
+  def head_reads_features(self, image_shape: tuple[int, int, int]) -> bool:
+    """Whether the head takes the deepest block's features as they are.
+
+    Not where that block pools them, or hands tokens on.
+    """
     shape = (1, *image_shape)
     for part in self.blocks:
       out, _ = _part_output(part, shape)
       shape = out.output.shape
-    return out.features.shape != shape
+    return out.features.shape == shape
 
 
 class Layer(NamedTuple):
@@ -105,13 +109,22 @@ class Layer(NamedTuple):
 
   Attributes:
     path: names from the part's params down to the layer, `/` between them.
-    reads: name of the channel set of its input, None for a normalisation.
-    writes: name of the channel set of its output, None for a classifier.
+    reads: name of the channel set of its input; None for layers that treat
+      every channel apart, a normalisation or a depthwise convolution, and where
+      all channels stay.
+    writes: name of the channel set of its output; None for a classifier, and
+      where all channels stay.
+    copies: how often its output has the set, one after the other (3 for a
+      transformer's queries, keys and values).
+    together: neighbouring channels of what it writes that stay or go as one
+      (an attention head's).
   """
 
   path: str
   reads: str | None
   writes: str | None
+  copies: int = 1
+  together: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +141,16 @@ class Architecture:
       == len(widths)` asks for the head's. Channel sets are named freely but
       for 'input' and 'output', the part's own. None where the family does not
       say.
+    kept_units: `(index, units) -> tuple[int, ...]`: which of a block's own
+      units one of fewer `units` stands for. None: evenly spaced ones, the
+      first always.
     cut_norm: `(index, units) -> (part, path)` of the normalisation before the
       activation at the end of a block, as in `Network.norms`.
     adapted: whether a student block sits between 1x1 convolutions that give
       it the teacher's channels. False where a narrower block has the teacher's
-      interface by itself (a transformer's tokens keep their width).
+      interface by itself (a transformer's tokens keep their width): all parts
+      take and return the teacher's channels then, and a block's width is that
+      of its units' inside.
     torch_names: whose PyTorch code -> `(part, path) -> name` of the torch
       module that holds what lies at `path` (names from the part's params down,
       `/` between them), e.g. {'torchvision': ...} with (0, 'stem/conv') ->
@@ -145,6 +163,7 @@ class Architecture:
   head: Callable[[], Any]
   width_step: int = 1
   wiring: Callable[[int, int], tuple[Layer, ...]] | None = None
+  kept_units: Callable[[int, int], tuple[int, ...]] | None = None
   cut_norm: Callable[[int, int], tuple[int, str]] | None = None
   adapted: bool = True
   torch_names: Mapping[str, Callable[[int, str], str]] | None = None

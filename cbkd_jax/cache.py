@@ -199,9 +199,9 @@ def compiled_fill(
     errors = jnp.zeros((len(rows), 2))
     for i in {source: leaf for leaf, source in spec.cache.leaves}.values():
       before = jax.tree.leaves(frozen)[i].astype(jnp.float32)
-      if before.ndim == 4:
+      if storage.is_rounded(before):
         pair = before - back[i].astype(jnp.float32), before
-        sums = [jnp.sum(x**2, axis=(1, 2, 3)) for x in pair]
+        sums = [jnp.sum(x**2, axis=range(1, x.ndim)) for x in pair]
         errors += jnp.stack(sums, -1)
     return collectives.gather((kept, errors), spec.axis)
 

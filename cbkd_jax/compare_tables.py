@@ -8,6 +8,7 @@ from typing import Any
 import rich.console
 
 from cbkd_jax import summary
+from cbkd_jax.data import Wanted
 
 
 def _table(
@@ -110,7 +111,7 @@ def markdown(
       [f'`{first}`' if first in objectives else first, *rest]
       for first, *rest in rows
     ]
-  title = f'# {values["teacher"]["model"]} on {values["data"]["name"]}'
+  title = f'# {_what(values)}'
   if objectives:
     what = ''
     more = (
@@ -153,11 +154,14 @@ def show(
 ) -> None:
   """Prints the table."""
   headers, rows = _table(result, objectives)
-  table = summary.new_table(
-    f'{values["teacher"]["model"]} on {values["data"]["name"]}'
-  )
+  table = summary.new_table(_what(values))
   for i, header in enumerate(headers):
     table.add_column(header, justify='right' if i else 'left', no_wrap=True)
   for row in rows:
     table.add_row(*row)
   console.print(table)
+
+
+def _what(values: Mapping[str, Any]) -> str:
+  title = Wanted.of(values['data']).title
+  return f'{values["teacher"]["model"]} on {title}'

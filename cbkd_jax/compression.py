@@ -5,6 +5,9 @@ structure at fewer channels, `expand` 1x1 (not in the deepest block, which
 ends in the head). So any subset of blocks can be swapped. Before the thaw
 `fold` multiplies each `expand` with the `reduce` that follows it, which
 leaves the architecture of the paper's figure 3.
+
+Families whose blocks are narrower inside only (`Architecture.adapted`) need
+none of this.
 """
 
 import dataclasses
@@ -24,13 +27,17 @@ class Student:
 
   Attributes:
     teacher: the teacher's architecture.
+    family: the one whose narrower blocks the student's are: the teacher's, or
+      another that is cut alike.
     inherit: how many of the shallowest blocks are the teacher's own.
-    widths: output channels of each block.
+    widths: output channels of each block; channels inside where blocks are
+      not adapted.
     inputs: per block, the channels its `reduce` leaves (0: no `reduce`).
     units: units of each block.
   """
 
   teacher: Architecture
+  family: Architecture
   inherit: int
   widths: tuple[int, ...]
   inputs: tuple[int, ...]
@@ -41,14 +48,17 @@ class Student:
     last = len(self.widths) - 1
     parts = []
     for i, (width, units) in enumerate(zip(self.widths, self.units)):
-      block = self.teacher.block(i, width, units)
-      if i >= self.inherit:
+      if i < self.inherit:
+        block = self.teacher.block(i, width, units)
+      else:
+        block = self.family.block(i, width, units)
+      if i >= self.inherit and self.family.adapted:
         expand = None if folded or i == last else self.teacher.widths[i]
         block = Adapted(
           block, reduce=self.inputs[i], expand=expand, dtype=dtype
         )
       parts.append(block)
-    return Network(tuple(parts), self.teacher.head())
+    return Network(tuple(parts), self.family.head())
 
 
 def compress(
@@ -57,6 +67,7 @@ def compress(
   keep: Sequence[float],
   depth: Sequence[int],
   inherit: int,
+  family: Architecture | None = None,
   width_multiple_of: int = 1,
   allow_any_order: bool = False,
 ) -> Student:
@@ -64,10 +75,13 @@ def compress(
 
   Args:
     teacher: the teacher's architecture, of B blocks.
-    keep: student channels / teacher channels per block, in (0, 1]; 1 for the
-      first `inherit`; not growing with depth.
+    keep: per block, the student's channels as a fraction of the teacher's, or
+      of `family`'s, in (0, 1]; 1 for the first `inherit`; not growing with
+      depth.
     depth: units kept per block, or empty for all of them.
     inherit: how many of the shallowest blocks are the teacher's own.
+    family: of the student's blocks, cut like the teacher's (see `wrapping`);
+      None: the teacher's.
     width_multiple_of: channel numbers become the nearest multiple of this, at
       least one multiple.
     allow_any_order: permit keep ratios that grow with depth.
@@ -99,9 +113,15 @@ def compress(
       f'compression.keep = {tuple(keep)}: must not grow with depth; '
       'compression.allow_any_order=True permits it'
     )
-  depth = tuple(depth) or teacher.units
+  if family is not None and depth:
+    raise UserError(
+      f'compression.depth = {tuple(depth)}: must be () with '
+      'compression.model, whose blocks keep all their units'
+    )
+  family = family or teacher
+  depth = tuple(depth) or family.units
   if len(depth) != blocks or not all(
-    1 <= d <= n for d, n in zip(depth, teacher.units)
+    1 <= d <= n for d, n in zip(depth, family.units)
   ):
     raise UserError(
       f'compression.depth = {depth}: must have {blocks} entries, each from '
@@ -113,26 +133,30 @@ def compress(
       f'{teacher.units[:inherit]}, these blocks are inherited '
       f'(inherit = {inherit})'
     )
-  step = width_multiple_of * teacher.width_step
-  widths = tuple(
-    width if i < inherit else _nearest_multiple(keep[i] * width, step)
-    for i, width in enumerate(teacher.widths)
+  step = width_multiple_of * family.width_step
+  own = (
+    _nearest_multiple(ratio * width, step)
+    for ratio, width in zip(keep[inherit:], family.widths[inherit:])
   )
-  inputs = (0,) * inherit + tuple(
-    _nearest_multiple(keep[i] * teacher.widths[i - 1], width_multiple_of)
-    for i in range(inherit, blocks)
+  widths = (*teacher.widths[:inherit], *own)
+  # What the block's own family would hand it, narrowed as the block is.
+  inputs = tuple(
+    _nearest_multiple(keep[i] * family.widths[i - 1], width_multiple_of)
+    if family.adapted and i >= inherit
+    else 0
+    for i in range(blocks)
   )
   for i in range(inherit, blocks):
-    for own, of_teacher in (
-      (inputs[i], teacher.widths[i - 1]),
-      (widths[i], teacher.widths[i]),
+    for own, at_most in (
+      (inputs[i], family.widths[i - 1]),
+      (widths[i], family.widths[i]),
     ):
-      if own > of_teacher:
+      if own > at_most:
         raise UserError(
           f'compression.width_multiple_of = {width_multiple_of}: block {i} '
-          f"would get {own} channels where its teacher's has {of_teacher}"
+          f'would get {own} channels where it has {at_most} uncompressed'
         )
-  return Student(teacher, inherit, widths, inputs, depth)
+  return Student(teacher, family, inherit, widths, inputs, depth)
 
 
 def _nearest_multiple(value: float, step: int) -> int:
@@ -144,7 +168,7 @@ def fold(variables: Variables, inherit: int) -> Variables:
 
   Two affine 1x1 maps in a row, y = (x A + a) B + b, are one: x (A B) + (a B +
   b). The folded network computes the same function. Products are taken in
-  float64.
+  float64. Blocks without adapters stay as they are.
 
   Args:
     variables: of the student with the teacher's interface at every cut.
@@ -155,6 +179,8 @@ def fold(variables: Variables, inherit: int) -> Variables:
   """
   params = [dict(tree) for tree in variables.params]
   for shallow, deep in zip(params[inherit:-2], params[inherit + 1 : -1]):
+    if 'reduce' not in deep:
+      continue
     expand, reduce = shallow.pop('expand'), deep['reduce']
     kernel = np.asarray(reduce['kernel'], np.float64)[0, 0]
     dtype = np.asarray(reduce['kernel']).dtype

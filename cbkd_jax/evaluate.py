@@ -40,6 +40,6 @@ def main() -> None:
 if __name__ == '__main__':
   flags.DEFINE_string('workdir', None, "A finished run's workdir.")
   flags.DEFINE_integer('batch_size', None, "Default: the config's.")
-  flags.DEFINE_string('data_dir', None, "Default: the config's.")
+  flags.DEFINE_string('data_dir', None, "Default: the config's data.dir.")
   flags.DEFINE_bool('json', False, 'Print one JSON object, no table.')
   command.run(main)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,8 +15,7 @@ from cbkd_jax import (
   budget_search,
   compression,
   data,
-  initialization,
-  models,
+  networks,
   objective_checks,
   objectives,
   prediction,
@@ -27,7 +26,6 @@ from cbkd_jax import (
 )
 from cbkd_jax import replicas as replicas_
 from cbkd_jax.blocks import Architecture, Network
-from cbkd_jax.budget_costs import Choice
 from cbkd_jax.budget_search import Found
 from cbkd_jax.data.augment import Augmentation, channel_stats
 from cbkd_jax.errors import UserError
@@ -48,7 +46,8 @@ class Experiment:
       those that were found where it has a target.
     architecture: the teacher's, its batch statistics over all replicas.
     local: the same without a replicas' axis, for work outside of a step.
-    student: the compressed network, of `architecture`'s blocks.
+    student: the compressed network.
+    local_student: the same without a replicas' axis.
     stages: the plan.
     teacher_training: how the teacher is trained.
     replicas: the devices that share a batch.
@@ -60,6 +59,7 @@ class Experiment:
   architecture: Architecture
   local: Architecture
   student: compression.Student
+  local_student: compression.Student
   stages: tuple[Stage, ...]
   teacher_training: stages.Training
   replicas: step.Replicas
@@ -96,16 +96,16 @@ class Experiment:
       stage: the stage.
       local: without a replicas' axis.
     """
-    student = self.student
-    if local:
-      student = dataclasses.replace(student, teacher=self.local)
-    teacher = student.teacher.network()
-    student = student.network(self.dtype, stage.folded)
+    sizes = self.local_student if local else self.student
+    teacher = sizes.teacher.network()
+    student = sizes.network(self.dtype, stage.folded)
     blocks = tuple(
       s if is_student else t
       for s, t, is_student in zip(student.blocks, teacher.blocks, stage.student)
     )
-    return Network(blocks, student.head)
+    # The head belongs to the deepest block.
+    head = student.head if stage.student[-1] else teacher.head
+    return Network(blocks, head)
 
   def predicting_network(self, stage: Stage) -> Network:
     """The same, with the head that the objective may give it; local."""
@@ -255,17 +255,9 @@ def build(
   data, teacher = config['data'], config['teacher']
   replicas = _replicas(config, devices or tuple(jax.devices()))
   axis = replicas.axis if config['sync_batch_norm'] else None
-  build_model = functools.partial(
-    models.build,
-    teacher['model'],
-    num_classes=data['classes'],
-    image_shape=tuple(data['image_shape']),
-    dtype=jnp.dtype(config['compute_dtype']),
+  architecture, local = (
+    networks.model(config, 'teacher.model', name) for name in (axis, None)
   )
-  try:
-    architecture, local = build_model(axis_name=axis), build_model()
-  except UserError as error:
-    raise UserError(f'teacher.model: {error}') from None
   plan = stages.plan(
     order=config['order'],
     blocks=len(architecture.widths),
@@ -294,22 +286,24 @@ def build(
   plan = stages.with_pre_stages(
     plan, lambda expression: objectives.parse(expression).pre_stage
   )
+  families = [
+    networks.family(config, teacher, axis_name)
+    for teacher, axis_name in ((architecture, axis), (local, None))
+  ]
   keep = config['compression']
   if keep['target']:
     if found is None:
       found = budget_search.find(
-        choice(config, local, plan),
+        networks.choice(config, local, families[1], plan[-1].objective),
         budget.parse(keep['target']),
         next(d for d in replicas.devices if d in jax.local_devices()),
       )
     keep = {**keep, 'keep': found.keep}
     config = {**config, 'compression': keep}
-  student = _compress(config, architecture, keep['keep'])
-  if keep['init'] == 'slice' and architecture.wiring is None:
-    raise UserError(
-      "compression.init = 'slice': this teacher.model gives no wiring; "
-      f'allowed: {", ".join(i for i in initialization.INITS if i != "slice")}'
-    )
+  student, local_student = (
+    networks.student(config, teacher, family, keep['keep'])
+    for teacher, family in zip((architecture, local), families)
+  )
   on_cpu = replicas.devices[0].platform == 'cpu'
   per_call = config['steps_per_call'] or (1 if on_cpu else _STEPS_PER_CALL)
   if data['pipeline'] == 'stream' and not config['steps_per_call']:
@@ -326,6 +320,7 @@ def build(
     architecture=architecture,
     local=local,
     student=student,
+    local_student=local_student,
     stages=plan,
     teacher_training=stages.training(
       teacher_fields, data['train_size'], config['batch_size']
@@ -343,52 +338,6 @@ def build(
   _check_cache(experiment)
   stream_checks.check(experiment)
   return experiment
-
-
-def _compress(
-  config: Mapping[str, Any],
-  teacher: Architecture,
-  keep: Sequence[float],
-  any_order: bool = False,
-) -> compression.Student:
-  """The config's student, at whatever keep ratios."""
-  fields = config['compression']
-  return compression.compress(
-    teacher,
-    keep=keep,
-    depth=fields['depth'],
-    inherit=config['inherit'],
-    width_multiple_of=fields['width_multiple_of'],
-    allow_any_order=any_order or fields['allow_any_order'],
-  )
-
-
-def choice(
-  config: Mapping[str, Any], local: Architecture, plan: Sequence[Stage]
-) -> Choice:
-  """The students among which `compression.target` chooses.
-
-  Args:
-    config: every field, as nested plain values.
-    local: the teacher's architecture, without a replicas' axis.
-    plan: the stages, the last of which may give the student a head.
-  """
-  objective = objectives.parse(plan[-1].objective)
-  dtype = jnp.dtype(config['compute_dtype'])
-
-  def network(student: compression.Student) -> Network:
-    folded = student.network(dtype, folded=True)
-    return prediction.network(objective, folded, local.head(), local.widths[-1])
-
-  return Choice(
-    student=functools.partial(_compress, config, local, any_order=True),
-    network=network,
-    teacher=local.network(),
-    widths=local.widths,
-    image_shape=tuple(config['data']['image_shape']),
-    inherit=config['inherit'],
-    any_order=config['compression']['allow_any_order'],
-  )
 
 
 def settled(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -472,27 +421,10 @@ def plan_augmentation(config: Mapping[str, Any]) -> Augmentation:
 
 def load_data(values: Mapping[str, Any]) -> data.Dataset:
   """Reads the data set, or opens it, and checks it against the config."""
-  fields = values['data']
-  shape = tuple(fields['image_shape'])
-  common = {
-    'data_dir': fields['dir'],
-    'train_split': fields['train_split'],
-    'test_split': fields['test_split'],
-    'validation_size': fields['validation_size'],
-    'resize': fields['resize'],
-    'expected_classes': fields['classes'],
-    'expected_train_size': fields['train_size'],
-  }
-  if fields['pipeline'] == 'resident':
-    return data.load(fields['name'], **common, expected_shape=shape)
-  return data.stream(
-    fields['name'],
-    **common,
-    image_shape=shape,
-    crop=fields['crop'],
-    crop_area=fields['crop_area'],
-    workers=fields['workers'],
-  )
+  wanted = data.Wanted.of(values['data'])
+  if values['data']['pipeline'] == 'resident':
+    return data.load(wanted)
+  return data.stream(wanted)
 
 
 def augmentation_for(

@@ -50,7 +50,7 @@ def evaluate(
   Args:
     directory: the run's workdir.
     batch_size: examples per call, over all devices; default the config's.
-    data_dir: where prepared data sets are; default the config's.
+    data_dir: where the data are, as data.dir; default the config's.
     devices: default all local ones.
 
   Returns:

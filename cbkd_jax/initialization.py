@@ -93,33 +93,37 @@ def slice_block(
   units: int,
   teacher_part: tuple[Tree, Tree],
   random_part: tuple[Tree, Tree],
-) -> tuple[tuple[Tree, Tree], np.ndarray]:
+) -> tuple[tuple[Tree, Tree], np.ndarray | None]:
   """A student block made of the teacher block's most important channels.
 
   Channels that layers write are ranked by the sum of their |scale| in the
   normalisations after them (Liu et al., ICCV 2017), or where there is none by
   the L1 norm of the filters that write them (Li et al., ICLR 2017); the
   block's input channels by that of the filters that read them. `reduce` picks
-  the chosen channels, `expand` puts them back in their places.
+  the chosen channels, `expand` puts them back in their places. (A block
+  without adapters has neither, and keeps all channels of its output.)
 
   Args:
     teacher: the teacher's architecture.
     index: the block.
-    units: the student block's units; the teacher's are taken evenly spaced,
-      the first always.
+    units: the student block's units, fewer of the teacher's as its
+      `kept_units` says.
     teacher_part: the teacher block's params and batch_stats.
     random_part: the student block's, for their shapes.
 
   Returns:
     The student block's params and batch_stats, and the teacher's output
-    channels that it kept.
+    channels that it kept (None: all).
   """
   source = {
     layer.path: layer for layer in teacher.wiring(index, teacher.units[index])
   }
   rank = _ranking(source.values(), teacher_part[0])
   params, stats = (dict(tree) for tree in random_part)
-  chosen_units = np.linspace(0, teacher.units[index] - 1, units).round()
+  if teacher.kept_units is None:
+    chosen_units = np.linspace(0, teacher.units[index] - 1, units).round()
+  else:
+    chosen_units = teacher.kept_units(index, units)
 
   def origin(layer: Layer) -> Layer:
     return source[
@@ -131,14 +135,18 @@ def slice_block(
     ]
 
   kept = None
-  inner, inner_stats = params['inner'], stats.get('inner', {})
+  inner, inner_stats = params, stats
+  if teacher.adapted:
+    inner, inner_stats = params['inner'], stats.get('inner', {})
   for layer in teacher.wiring(index, units):
     old = origin(layer)
     tree = _leaf(inner, layer.path)
-    sizes = np.shape(tree['kernel']) if 'kernel' in tree else None
-    width = sizes[-1] if sizes else len(next(iter(tree.values())))
-    rows = None if old.reads is None else rank(old.reads, sizes[-2])
-    columns = rank(old.writes, width)
+    rows = columns = None
+    if old.reads is not None:
+      rows = rank(old.reads, np.shape(tree['kernel'])[-2])
+    if old.writes is not None:
+      width = np.shape(next(iter(tree.values())))[-1]
+      columns = rank(old.writes, width // old.copies, old.copies)
     inner = _replaced(
       inner, layer.path, _cut(_leaf(teacher_part[0], old.path), rows, columns)
     )
@@ -150,6 +158,8 @@ def slice_block(
       )
     if layer.writes == 'output':
       kept = columns
+  if not teacher.adapted:
+    return (inner, inner_stats), kept
   params['inner'] = inner
   if inner_stats:
     stats['inner'] = inner_stats
@@ -170,7 +180,7 @@ def slice_head(
   teacher: Architecture,
   teacher_part: tuple[Tree, Tree],
   random_part: tuple[Tree, Tree],
-  kept: np.ndarray,
+  kept: np.ndarray | None,
 ) -> tuple[Tree, Tree]:
   """The teacher's head for the deepest block's kept output channels."""
   params, stats = random_part
@@ -185,12 +195,16 @@ def slice_head(
   return params, stats
 
 
-def _ranking(layers: Any, params: Tree) -> Callable[[str, int], np.ndarray]:
-  """`(channel set, number) -> indices` of its most important channels."""
+def _ranking(layers: Any, params: Tree) -> Callable[..., np.ndarray]:
+  """`(channel set, number, copies) -> indices` of its most important channels.
+
+  Of so many copies of the set that follow one another.
+  """
   layers = list(layers)
-  importance = {}
-  for name in {s for layer in layers for s in layer[1:] if s}:
+  importance, together = {}, {}
+  for name in {s for layer in layers for s in (layer.reads, layer.writes) if s}:
     scales, filters, readers = [], [], []
+    together[name] = max(x.together for x in layers if name in x[1:3])
     for layer in layers:
       tree = _leaf(params, layer.path)
       if layer.reads is None and layer.writes == name and 'scale' in tree:
@@ -199,16 +213,19 @@ def _ranking(layers: Any, params: Tree) -> Callable[[str, int], np.ndarray]:
         size = np.abs(np.asarray(tree['kernel']))
         size = size.reshape(-1, *size.shape[-2:]).sum(0)
         if layer.writes == name:
-          filters.append(size.sum(0))
+          filters.append(size.sum(0).reshape(layer.copies, -1).sum(0))
         if layer.reads == name:
           readers.append(size.sum(1))
     # Nothing in this block writes its input: there, what reads it counts.
     found = readers if name == 'input' else scales or filters or readers
     importance[name] = sum(found)
 
-  def rank(name: str, number: int) -> np.ndarray:
-    best = np.argsort(-importance[name], kind='stable')[:number]
-    return np.sort(best)
+  def rank(name: str, number: int, copies: int = 1) -> np.ndarray:
+    size, count = together[name], len(importance[name])
+    values = importance[name].reshape(-1, size).sum(1)
+    best = np.argsort(-values, kind='stable')[: number // size]
+    chosen = np.sort(best)[:, None] * size + np.arange(size)[None]
+    return (np.arange(copies)[:, None] * count + chosen.reshape(1, -1)).ravel()
 
   return rank
 
@@ -274,8 +291,12 @@ def fit_adapters(
   _, directions = np.linalg.eigh(
     np.cov(pixels.T, ddof=0).reshape(len(mean), -1)
   )
-  directions = directions[:, ::-1][:, :width]
-  params = {**params, 'reduce': _affine(directions, -mean @ directions)}
+  # Another family's block may take more channels than there are directions:
+  # those beyond stay as they were drawn.
+  kernel = np.array(params['reduce']['kernel'][0, 0], np.float64)
+  number = min(width, len(mean))
+  kernel[:, :number] = directions[:, ::-1][:, :number]
+  params = {**params, 'reduce': _affine(kernel, -mean @ kernel)}
   if 'expand' not in params:
     return params
   inside = {k: v for k, v in params.items() if k != 'expand'}

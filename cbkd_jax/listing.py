@@ -12,10 +12,7 @@ from cbkd_jax.stages import ORDERS
 def show(console: rich.console.Console) -> None:
   """Prints models, objectives, data sets and orders."""
   _section(console, 'Models', 'teacher.model')
-  _words(
-    console,
-    [*models.known(), 'wrn_<depth>_<widen>', 'package.module:function'],
-  )
+  _words(console, models.choices())
   _section(console, 'Objectives', 'objective')
   _indented(
     console,
@@ -31,6 +28,7 @@ def show(console: rich.console.Console) -> None:
       'digits',
       'tiny_imagenet',
       'any image-classification set that TFDS has prepared (cifar10, ...)',
+      'images of your own in data.dir: folder, npz, hf',
     ],
   )
   _section(console, 'Orders', 'order')

@@ -129,10 +129,11 @@ def _check_stage(experiment: 'Experiment', stage: Stage) -> None:
   )
   head = blocks.shapes(teacher, image_shape).params[-1]
   supply.check(objective, teacher, head)
-  if objective.predictor and teacher.ends_pooled(image_shape):
+  if objective.predictor and not teacher.head_reads_features(image_shape):
     raise UserError(
-      f'{objective.predictor.method.name}: the deepest block of this '
-      "teacher.model ends with pooling, which must be the head's"
+      f'{objective.predictor.method.name}: the head of this teacher.model '
+      'must read the features of the deepest block, but reads what that makes '
+      'of them (pooled features, or tokens)'
     )
   init = functools.partial(objective.init, jax.random.key(0))
   jax.eval_shape(init, ours, theirs)

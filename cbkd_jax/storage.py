@@ -1,7 +1,8 @@
 """How rows of a tree of arrays are kept: which leaves, in which precision.
 
-Maps `[rows, height, width, channels]` may be rounded; what is smaller per row
-(logits, pooled vectors) is kept as it is.
+Maps `[rows, height, width, channels]` and tokens `[rows, tokens, channels]`
+may be rounded; what is smaller per row (logits, pooled vectors) is kept as it
+is.
 """
 
 import dataclasses
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 
 from cbkd_jax.blocks import Tree
 
+_LEAST_ROUNDED = 3  # dimensions
+
 Rows = dict[str, dict[str, jax.Array]]
 
 
@@ -19,8 +22,8 @@ class Layout:
   """What is kept of a tree.
 
   Attributes:
-    dtype: of maps: 'exact' (as they are), 'bfloat16', or 'uint8' with an
-      offset and a step of its own per row and channel.
+    dtype: of maps and tokens: 'exact' (as they are), 'bfloat16', or 'uint8'
+      with an offset and a step of its own per row and channel.
     leaves: pairs (a leaf that is kept, the leaf of the same values as which
       it is kept), numbers in the order of `jax.tree.leaves`.
   """
@@ -73,14 +76,20 @@ def decode(layout: Layout, rows: Rows, shapes: Tree) -> Tree:
   )
 
 
+def is_rounded(x: jax.Array) -> bool:
+  """Whether an array `[rows, ...]` is one of those that may be rounded."""
+  return x.ndim >= _LEAST_ROUNDED
+
+
 def _encode(x: jax.Array, dtype: str) -> dict[str, jax.Array]:
-  if x.ndim != 4 or dtype == 'exact':
+  if not is_rounded(x) or dtype == 'exact':
     return {'values': x}
   if dtype == 'bfloat16':
     return {'values': x.astype(jnp.bfloat16)}
   x = x.astype(jnp.float32)
-  low = jnp.min(x, axis=(1, 2), keepdims=True)
-  step = (jnp.max(x, axis=(1, 2), keepdims=True) - low) / 255
+  places = tuple(range(1, x.ndim - 1))
+  low = jnp.min(x, axis=places, keepdims=True)
+  step = (jnp.max(x, axis=places, keepdims=True) - low) / 255
   # A constant channel has no step: its offset says all.
   codes = jnp.round((x - low) / jnp.where(step > 0, step, 1.0))
   return {'codes': codes.astype(jnp.uint8), 'low': low, 'step': step}

@@ -36,7 +36,7 @@ def check(experiment: 'Experiment') -> None:
     if not data[name]:
       raise UserError(
         f'data.{name} = (): must be given with {_STREAM}: it would have to be '
-        'measured on all images'
+        'measured on all images, as python -m cbkd_jax.inspect_data does'
       )
   for name in 'prefix', 'thaw':
     if experiment.config['cache'][name]:

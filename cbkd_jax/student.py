@@ -1,6 +1,6 @@
 """The finished student on disk, and as a function from images to logits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from cbkd_jax import (
   checkpoints,
   compression,
   models,
+  networks,
   objectives,
   prediction,
   processes,
   workdir,
 )
-from cbkd_jax.blocks import Network, Variables
+from cbkd_jax.blocks import Architecture, Network, Variables
 from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.errors import UserError
 from cbkd_jax.experiment import Experiment
@@ -30,6 +31,7 @@ def save(
   exp: Experiment,
   variables: Variables,
   augmentation: Augmentation,
+  class_names: Sequence[str],
 ) -> None:
   """Writes `weights/` (orbax) and model.json, which says how to rebuild it.
 
@@ -38,6 +40,7 @@ def save(
     exp: the run.
     variables: of the folded student, with the head that it predicts with.
     augmentation: its mean and std belong to the student.
+    class_names: what the data set calls its classes, by label.
   """
   if not processes.is_first():
     return
@@ -45,6 +48,7 @@ def save(
   checkpoints.write_variables(directory / 'weights', variables)
   student = exp.student
   predictor = objectives.parse(exp.stages[-1].objective).predictor
+  other = exp.config['compression']['model']
   workdir.write_json(
     directory / 'model.json',
     {
@@ -56,9 +60,12 @@ def save(
       'units': student.units,
       'input_shape': exp.image_shape,
       'classes': exp.config['data']['classes'],
+      'class_names': list(class_names),
       'compute_dtype': exp.config['compute_dtype'],
       'mean': augmentation.mean,
       'std': augmentation.std,
+      # Of the blocks that are not inherited, where it is another one.
+      **({'student_family': other} if other else {}),
       # A head that the last stage's objective gave the student.
       **({'head': str(predictor)} if predictor else {}),
     },
@@ -68,11 +75,23 @@ def save(
 def build(model: Mapping[str, Any]) -> Network:
   """The folded student that a model.json describes."""
   dtype = jnp.dtype(model['compute_dtype'])
-  architecture = models.build(
-    model['family'], model['classes'], tuple(model['input_shape']), dtype
-  )
+  image_shape = tuple(model['input_shape'])
+
+  def named(name: str) -> Architecture:
+    return models.build(name, model['classes'], image_shape, dtype)
+
+  architecture = family = named(model['family'])
+  if other := model.get('student_family'):
+    family = networks.cut_alike(
+      named(other),
+      architecture,
+      inherit=model['inherit'],
+      image_shape=image_shape,
+      name=other,
+    )
   student = compression.Student(
     architecture,
+    family,
     model['inherit'],
     tuple(model['widths']),
     tuple(model['reduce']),

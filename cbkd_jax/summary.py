@@ -19,7 +19,7 @@ from cbkd_jax import (
   memory_plan,
   wall,
 )
-from cbkd_jax.data import Dataset
+from cbkd_jax.data import Dataset, Wanted
 from cbkd_jax.experiment import Experiment
 
 _VERSIONS = {
@@ -204,7 +204,8 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
   augmentation = experiment.plan_augmentation(config)
   console.print(
     f'{config["order"]}: {config["teacher"]["model"]} on '
-    f'{config["data"]["name"]}, {config["data"]["train_size"]:,} training '
+    f'{Wanted.of(config["data"]).title}, '
+    f'{config["data"]["train_size"]:,} training '
     f'examples, batch size {config["batch_size"]} on '
     f'{len(exp.replicas.devices)} device(s), seed {config["seed"]}',
     highlight=False,
@@ -295,7 +296,9 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
 def _show_blocks(exp: Experiment, console: rich.console.Console) -> None:
   table = new_table('Blocks, shallow to deep')
   table.add_column('block', no_wrap=True)
-  for header in ('keep', 'channels', 'units', 'params', 'x', 'MFLOPs', 'x'):
+  # Where blocks are not adapted, all take and return the teacher's channels.
+  width = 'channels' if exp.architecture.adapted else 'inside'
+  for header in ('keep', width, 'units', 'params', 'x', 'MFLOPs', 'x'):
     table.add_column(header, justify='right', no_wrap=True)
   teacher, student = _costs(exp)
   for i, (t, s) in enumerate(zip(teacher, student)):

@@ -267,7 +267,13 @@ def _run_phases(run: Run, teacher_path: Path | None) -> dict[str, Any]:
 
   objective = exp.objective(exp.stages[-1])
   variables = prediction.variables(objective, *trained, run.teacher)
-  student.save(run.directory / 'student', exp, variables, run.augmentation)
+  student.save(
+    run.directory / 'student',
+    exp,
+    variables,
+    run.augmentation,
+    run.dataset.class_names,
+  )
   found = summary.summarize(exp, run.dataset, teacher_results, results)
   if processes.is_first():
     workdir.write_json(run.directory / 'summary.json', found)

@@ -136,14 +136,23 @@ def get_config() -> ConfigDict:
       },
       'data': {
         # 'digits' (embedded), 'tiny_imagenet', or any TFDS image
-        # classification set.
+        # classification set. Or images of your own: 'folder' (DIR/CLASS/IMAGE
+        # or DIR/SPLIT/CLASS/IMAGE), 'npz' (uint8 images and integer labels:
+        # train_images, train_labels, ..., or x_train, y_train, ..., or
+        # SPLIT.npz with images, labels), 'hf' (what `datasets` of Hugging Face
+        # saved). They come in a random order, always the same, with each
+        # class spread evenly: a slice has the classes in their proportions.
         'name': 'cifar10',
         # Directory of prepared TFDS sets; '': $TFDS_DATA_DIR, else
-        # ~/tensorflow_datasets.
+        # ~/tensorflow_datasets. Of your own images: where they are.
         'dir': '',
-        # TFDS split expressions, slices allowed: 'train[:5000]'.
+        # TFDS split expressions, slices allowed: 'train[:5000]'. Images that
+        # are not divided yet are 'train': 'train[:80%]' and 'train[80%:]'.
         'train_split': 'train',
         'test_split': 'test',
+        # For 'hf': the columns to take where there are several of a kind.
+        'image_column': '',
+        'label_column': '',
         # The last so many training examples are held out of training
         # and reported as validation accuracy.
         'validation_size': 0,
@@ -164,7 +173,9 @@ def get_config() -> ConfigDict:
         # shorter side. It replaces `resize` and `pad`, which must be 0.
         'crop': 'none',
         'crop_area': 0.08,
-        # What the data must turn out to be (a plan needs no data).
+        # What the data must turn out to be (a plan needs no data); `python -m
+        # cbkd_jax.inspect_data` prints it. Images of your own are given so
+        # many channels: grey is repeated in 3, of colours 1 is their luma.
         'classes': 10,
         'image_shape': (32, 32, 3),
         # Training examples after holding out `validation_size`.
@@ -202,6 +213,11 @@ def get_config() -> ConfigDict:
         objective='ce',
       ),
       'compression': {
+        # '': the student's blocks are the teacher's, narrower. Else another
+        # model's name: its blocks, between 1x1 convolutions from and to the
+        # teacher's channels; `keep` is then relative to its own widths.
+        # Needs init 'random' or 'pca', and maps of the teacher's sizes.
+        'model': '',
         # Student channels / teacher channels, per block; 1 for the
         # inherited ones, never growing with depth.
         'keep': (1.0, 0.5, 0.5),

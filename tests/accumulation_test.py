@@ -70,13 +70,18 @@ def test_a_step_is_that_of_the_mean_of_gradients_by_hand():
   run = step_test.Run.of(made).take(1)
   images, labels = tiny.images(step_test.EXAMPLES)
   local = step_test.make('thaw', sync_batch_norm=False)[0]
+
+  @jax.jit
+  def differentiate(params, batch_stats, x, labels):
+    loss_fn = step_test.naive_loss(local, teacher, x, labels)
+    return jax.value_and_grad(loss_fn, has_aux=True)(params, batch_stats)
+
   batch_stats, grads, values = variables.batch_stats, [], []
   for part in range(PARTS):
     rows = run.rows[0][part::PARTS]
     x = normalise(images[rows], tiny.PLAIN)
-    loss_fn = step_test.naive_loss(local, teacher, x, labels[rows])
-    (loss, aux), found = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
-      variables.params, batch_stats
+    (loss, aux), found = differentiate(
+      variables.params, batch_stats, x, labels[rows]
     )
     *figures, batch_stats = aux
     grads.append(found)

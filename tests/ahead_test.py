@@ -3,11 +3,13 @@
 import types
 
 import jax
+import method_runs
+import numpy as np
 import pytest
 import tiny
 import tiny_run
 
-from cbkd_jax import ahead, experiment, phases, step
+from cbkd_jax import ahead, blocks, experiment, phases, step
 from cbkd_jax.program import signature
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -39,8 +41,20 @@ def test_a_phase_finds_its_program(tmp_path, monkeypatch, place, objective):
       thread.join()
     return args[0], {'loss': 0.0}
 
+  def init(network, rng, image_shape, parts=None):
+    del rng, parts
+    return tiny.draw(network, image_shape)
+
+  def predict(run, *_):
+    logits, labels = np.zeros((2, 10)), np.zeros(2, np.int32)
+    return {name: (logits, labels) for name in run.splits}
+
   monkeypatch.setattr(step, 'compiled_train', program)
   monkeypatch.setattr(phases, 'fit', fit)
+  # What else would be compiled.
+  monkeypatch.setattr(blocks, 'init', init)
+  monkeypatch.setattr(step, '_create', method_runs.draw_state)
+  monkeypatch.setattr(phases, '_predict', predict)
   changes = {'objective': objective, 'steps_per_call': 4}
   if place == 'disk':
     changes |= {'data__pipeline': 'stream'}

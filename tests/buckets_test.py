@@ -16,8 +16,13 @@ from cbkd_jax.data import digits
 from cbkd_jax.errors import UserError
 
 # Two phases: little to compile.
-CHANGES = {'order': 'joint', 'teacher__steps': 8}
-STEPS = {'teacher': 8, 'joint': 24}
+CHANGES = {
+  'order': 'scratch',
+  'teacher__model': 'tiny_run:shallow',
+  'compression__keep': (1.0, 0.5),
+  'teacher__steps': 8,
+}
+STEPS = {'teacher': 8, 'scratch': 18}
 CONFIG = f'--config={tiny_run.__file__}'
 
 
@@ -50,7 +55,9 @@ def run(server, disk):
   """
 
   def uploaded(bucket, name):
-    if name.startswith('run/joint/8/state/') and 'killed' not in server.buckets:
+    if (
+      name.startswith('run/scratch/8/state/') and 'killed' not in server.buckets
+    ):
       server.buckets['killed'] = dict(server.buckets[bucket])
 
   server.uploaded = uploaded
@@ -97,17 +104,17 @@ def test_a_finished_run_in_a_bucket_says_so(run):
 def test_a_write_that_died_half_way_in_a_bucket(run, disk, monkeypatch):
   """The step has its name, but not the mark that it is whole."""
   killed = buckets.path('gs://killed/run', '--workdir')
-  steps = sorted(p.name for p in (killed / 'joint').iterdir())
+  steps = sorted(p.name for p in (killed / 'scratch').iterdir())
   assert steps == ['4', '8']
   console = tiny_run.console()
   with monkeypatch.context() as patch:
     patch.setattr(phases.step, 'create_train_state', None)
     tiny_run.run(killed, CHANGES, console=console)
   assert (
-    'joint: ignored a half-written checkpoint (step 8): gs://killed/run/joint/8\n'
+    'scratch: ignored a half-written checkpoint (step 8): gs://killed/run/scratch/8\n'
   ) in console.file.getvalue()
   _assert_same(killed, disk)
-  assert [p.name for p in (killed / 'joint').iterdir()] == ['24']
+  assert [p.name for p in (killed / 'scratch').iterdir()] == ['18']
 
 
 def test_the_student_is_read_from_a_bucket(run, disk):
@@ -126,9 +133,13 @@ def test_the_student_is_read_from_a_bucket(run, disk):
 def test_phases_are_taken_from_a_bucket_and_to_one(server, run, tmp_path):
   first, second = tmp_path / 'run', buckets.path('gs://bucket/copy', '')
   first.mkdir()
-  workdir.begin(first, {}, run, ['teacher', 'joint'])
+  workdir.begin(first, {}, run, ['teacher', 'scratch'])
   workdir.begin(second, {}, first, ['teacher'])
-  for copy, phase in (first, 'teacher'), (first, 'joint'), (second, 'teacher'):
+  for copy, phase in (
+    (first, 'teacher'),
+    (first, 'scratch'),
+    (second, 'teacher'),
+  ):
     assert checkpoints.is_finished(copy / phase)
   shutil.rmtree(first)
   objects = server.buckets['bucket']

@@ -50,19 +50,31 @@ def make(objective='ce + kd', trained=(0, 0, 1, 1), student=(0, 0, 1), **more):
   return spec, own, teacher
 
 
-def take(made, place=None, devices=1, dtype='exact'):
-  """Some steps, with a cache in `place` or without one."""
+def begin(made, devices=1):
+  """The devices, and on them the state, the teacher and the data."""
   spec, own, teacher = made
   replicas = step.Replicas('pmap', tuple(jax.devices()[:devices]))
   state = step.create_train_state(spec, own, teacher, jax.random.key(5))
-  state, teacher = replicas.put(state), replicas.put(teacher)
-  data = replicas.put(step.Resident(*tiny.images(EXAMPLES)))
+  data = step.Resident(*tiny.images(EXAMPLES))
+  return replicas, *map(replicas.put, (state, teacher, data))
+
+
+def fill(made, begun, place='host', dtype='exact'):
+  """The cache of a phase that has just begun, and its plan."""
+  replicas, *arrays = begun
+  plan = cache.plan(made[0], dtype, EXAMPLES)
+  return plan, cache.fill(
+    plan, place, made[0], *arrays, replicas=replicas, batch_size=7
+  )
+
+
+def take(made, place=None, devices=1):
+  """Some steps, with a cache in `place` or without one."""
+  spec = made[0]
+  replicas, state, teacher, data = begun = begin(made, devices)
   kept = None
   if place:
-    plan = cache.plan(spec, dtype, EXAMPLES)
-    kept = cache.fill(
-      plan, place, spec, state, teacher, data, replicas=replicas, batch_size=7
-    )
+    plan, kept = fill(made, begun, place)
     spec = cache.with_layout(spec, plan)
     if place == 'device':
       data = data._replace(cache=kept.rows)
@@ -80,7 +92,7 @@ def take(made, place=None, devices=1, dtype='exact'):
 def test_every_row_is_that_of_its_image_and_view():
   """Compared with the teacher run on each image by itself, cropped by hand."""
   made = spec, own, teacher = make()
-  _, _, kept = take(made, 'host')
+  _, kept = fill(made, begin(made))
   images, _ = tiny.images(EXAMPLES)
   state = step.create_train_state(spec, own, teacher, jax.random.key(5))
   pad = spec.augmentation.pad
@@ -196,11 +208,13 @@ def test_what_the_objective_does_not_look_at_is_not_kept():
 
 
 def test_rounded_maps_and_their_error():
-  exact = take(make(), 'host')[2]
+  made = make()
+  begun = begin(made)
+  _, exact = fill(made, begun)
   (key,) = (k for k, v in exact.rows.items() if v['values'].ndim == 4)
   maps = exact.rows[key]['values']
   for dtype, bound in ('bfloat16', 2**-8), ('uint8', 1 / 255):
-    kept = take(make(), 'host', dtype=dtype)[2]
+    _, kept = fill(made, begun, dtype=dtype)
     if dtype == 'uint8':
       arrays = kept.rows[key]
       back = arrays['low'] + arrays['codes'].astype(np.float32) * arrays['step']

@@ -96,7 +96,10 @@ def test_sizes_by_hand(name, fields, widths, inputs, units):
     ({'depth': (9, 9, 0)}, 'from 1 to the units'),
     ({'depth': (9, 9, 10)}, 'from 1 to the units'),
     ({'depth': (8, 9, 9)}, r'must start with \(9,\)'),
-    ({'width_multiple_of': 32}, 'block 1 would get 32 channels where its'),
+    (
+      {'width_multiple_of': 32},
+      'block 1 would get 32 channels where it has 16',
+    ),
   ],
 )
 def test_errors(fields, message):
@@ -139,6 +142,13 @@ def assert_same_function(one, two, x):
     ('wrn_10_1', {'keep': (1, 0.8, 0.5)}),
     ('resnet18', {'keep': (1, 0.2, 0.1, 0.05)}),
     ('resnet50', {'keep': (1, 0.1, 0.05, 0.02)}),
+    # Two groups of units in blocks 2 and 3.
+    ('mobilenet_v2', {'keep': (1, 0.2, 0.1, 0.1), 'depth': (3, 1, 2, 2)}),
+    # Channels that can't be divided into groups, and such that can.
+    ('ShuffleV1', {'keep': (1, 0.2, 0.2, 0.1), 'depth': (1, 2, 1, 1)}),
+    ('ShuffleV2', {'keep': (1, 0.2, 0.2, 0.1), 'depth': (1, 2, 1, 1)}),
+    # Growth and transitions divide the width.
+    ('densenet_bc_16_4', {'keep': (1, 0.6, 0.5), 'depth': (2, 1, 2)}),
   ],
 )
 def test_folding_keeps_the_function(name, fields):
@@ -240,7 +250,9 @@ def test_last_hybrid_is_the_student(teacher):
   )
 
 
-@pytest.mark.parametrize('name', ['resnet8', 'vgg8', 'wrn_10_1'])
+@pytest.mark.parametrize(
+  'name', ['resnet8', 'vgg8', 'wrn_10_1', 'densenet_bc_10_4']
+)
 def test_any_subset_of_blocks_can_be_swapped(name):
   side = 16
   architecture = models.build(name, 10, (side, side, 3))

@@ -17,17 +17,7 @@ SHARED = Path(__file__).parents[1] / '../shared/data/tfds'
 
 
 def load(name, **changes):
-  arguments = {
-    'data_dir': '',
-    'train_split': 'train',
-    'test_split': 'test',
-    'validation_size': 0,
-    'resize': 0,
-    'expected_classes': None,
-    'expected_shape': None,
-    'expected_train_size': None,
-  }
-  return data.load(name, **arguments | changes)
+  return data.load(data.Wanted(name, **changes))
 
 
 def refused(name, **changes):
@@ -46,9 +36,9 @@ def test_digits_are_all_there_and_stratified():
 
   dataset = load(
     'digits',
-    expected_classes=10,
-    expected_shape=(8, 8, 1),
-    expected_train_size=1437,
+    classes=10,
+    image_shape=(8, 8, 1),
+    train_size=1437,
   )
   assert dataset.class_names == tuple('0123456789')
   assert dataset.validation is None
@@ -116,7 +106,7 @@ def test_digits_wrong_slices(expression):
 
 def test_validation_is_the_end_of_train():
   whole = load('digits')
-  dataset = load('digits', validation_size=37, expected_train_size=1400)
+  dataset = load('digits', validation_size=37, train_size=1400)
   np.testing.assert_array_equal(
     dataset.validation.images, whole.train.images[1400:]
   )
@@ -130,7 +120,7 @@ def test_validation_is_the_end_of_train():
 def test_resize_averages_areas():
   images = load('digits').train.images.astype(float)
   means = images.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))
-  small = load('digits', resize=4, expected_shape=(4, 4, 1)).train.images
+  small = load('digits', resize=4, image_shape=(4, 4, 1)).train.images
   assert small.shape == (1437, 4, 4, 1)
   assert np.abs(small - means).max() <= 0.5
 
@@ -138,18 +128,18 @@ def test_resize_averages_areas():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'expected_classes': 100}, 'data.classes = 100, but digits has 10'),
+    ({'classes': 100}, 'data.classes = 100, but digits has 10'),
     (
-      {'expected_shape': (32, 32, 3)},
+      {'image_shape': (32, 32, 3)},
       'data.image_shape = (32, 32, 3), but digits has (8, 8, 1)',
     ),
     (
-      {'expected_shape': (8, 8, 1), 'resize': 4},
+      {'image_shape': (8, 8, 1), 'resize': 4},
       'data.image_shape = (8, 8, 1), but digits has (4, 4, 1) with '
       'data.resize = 4',
     ),
     (
-      {'expected_train_size': 1437, 'validation_size': 100},
+      {'train_size': 1437, 'validation_size': 100},
       'data.train_size = 1437, but digits has 1337 in data.train_split = '
       "'train' after holding out data.validation_size = 100",
     ),
@@ -185,10 +175,10 @@ def own_toys(toys, tmp_path):
 def test_prepared_set_pixel_by_pixel(toys):
   dataset = load(
     'toy',
-    data_dir=str(toys),
-    expected_classes=3,
-    expected_shape=(6, 4, 3),
-    expected_train_size=20,
+    dir=str(toys),
+    classes=3,
+    image_shape=(6, 4, 3),
+    train_size=20,
   )
   assert dataset.class_names == ('b', 'a', 'c')
   images = toy_images(25)
@@ -205,22 +195,22 @@ def test_prepared_set_pixel_by_pixel(toys):
 
 
 def test_more_records_than_are_decoded_at_once(toys, monkeypatch):
-  whole = load('toy', data_dir=str(toys))
+  whole = load('toy', dir=str(toys))
   monkeypatch.setattr(data, '_BATCH', 7)
-  batched = load('toy', data_dir=str(toys))
+  batched = load('toy', dir=str(toys))
   np.testing.assert_array_equal(batched.train.images, whole.train.images)
   np.testing.assert_array_equal(batched.train.labels, whole.train.labels)
 
 
 def test_prepared_set_slices(toys):
-  whole = load('toy', data_dir=str(toys)).train.images
+  whole = load('toy', dir=str(toys)).train.images
   for expression, part in {
     'train[:5]': whole[:5],
     'train[25%:-25%]': whole[5:15],
     'train[-3:]': whole[-3:],
     'train[:2]+train[4:6]': whole[[0, 1, 4, 5]],
   }.items():
-    dataset = load('toy', data_dir=str(toys), train_split=expression)
+    dataset = load('toy', dir=str(toys), train_split=expression)
     np.testing.assert_array_equal(dataset.train.images, part)
 
 
@@ -237,7 +227,7 @@ def test_prepared_set_slices(toys):
 )
 def test_prepared_set_wrong_splits(toys, expression, reason):
   for field in 'train_split', 'test_split':
-    message = refused('toy', data_dir=str(toys), **{field: expression})
+    message = refused('toy', dir=str(toys), **{field: expression})
     assert f'data.{field} = {expression!r}' in message
     assert reason in message
 
@@ -249,7 +239,7 @@ def test_where_prepared_sets_are_looked_for(toys, monkeypatch, tmp_path):
   monkeypatch.setenv('HOME', str(tmp_path))
   (tmp_path / 'tensorflow_datasets').symlink_to(toys)
   assert len(load('toy').train.labels) == 20
-  assert len(load('toy', data_dir='~/tensorflow_datasets').train.labels) == 20
+  assert len(load('toy', dir='~/tensorflow_datasets').train.labels) == 20
 
 
 def test_versions_and_configs(own_toys):
@@ -260,19 +250,19 @@ def test_versions_and_configs(own_toys):
   # What an interrupted preparation leaves.
   shutil.copytree(home / '1.0.0', home / '9.0.0.incompleteABC')
   names = {
-    name: ''.join(load(name, data_dir=str(own_toys)).class_names)
+    name: ''.join(load(name, dir=str(own_toys)).class_names)
     for name in ('toy', 'toy:3.0.2', 'toy:1.0.0')
   }
   assert names == {'toy': 'uvw', 'toy:3.0.2': 'xyz', 'toy:1.0.0': 'bac'}
-  message = refused('toy:2.0.0', data_dir=str(own_toys))
+  message = refused('toy:2.0.0', dir=str(own_toys))
   assert "data.name = 'toy:2.0.0'" in message
   assert '3.0.10' in message
 
   shutil.copytree(home / '1.0.0', own_toys / 'other' / 'small' / '1.0.0')
   for name in 'other/small', 'other/small:1.0.0':
-    assert len(load(name, data_dir=str(own_toys)).train.labels) == 20
-  assert 'other/small' in refused('other', data_dir=str(own_toys))
-  assert 'is not prepared' in refused('other/big', data_dir=str(own_toys))
+    assert len(load(name, dir=str(own_toys)).train.labels) == 20
+  assert 'other/small' in refused('other', dir=str(own_toys))
+  assert 'is not prepared' in refused('other/big', dir=str(own_toys))
 
 
 def test_grey_images_keep_the_declared_channels(tmp_path):
@@ -280,7 +270,7 @@ def test_grey_images_keep_the_declared_channels(tmp_path):
   for channels in 1, 3:
     directory = tmp_path / str(channels)
     toy(directory, images=grey, shape=(6, 4, channels))
-    images = load('toy', data_dir=str(directory)).train.images
+    images = load('toy', dir=str(directory)).train.images
     assert images.shape == (20, 6, 4, channels)
     assert {i[..., :1].tobytes() for i in images} == {
       g.tobytes() for g in grey[:20]
@@ -294,23 +284,23 @@ def test_images_of_different_sizes_need_resize(tmp_path):
   images = [*toy_images(20), *toy_images(5, (6, 8, 3))]
   for name, order in {'mixed': images[::-1], 'split': images}.items():
     toy(tmp_path / name, images=order, shape=(None, None, 3))
-    message = refused('toy', data_dir=str(tmp_path / name))
+    message = refused('toy', dir=str(tmp_path / name))
     assert '(6, 4, 3)' in message
     assert '(6, 8, 3)' in message
     assert 'set data.resize, which is 0' in message
-    dataset = load('toy', data_dir=str(tmp_path / name), resize=2)
+    dataset = load('toy', dir=str(tmp_path / name), resize=2)
     assert dataset.train.images.shape == (20, 2, 2, 3)
 
 
 def test_sets_without_what_is_needed(tmp_path):
   toy(tmp_path / 'a', label=tfds.features.Scalar(np.int64))
-  message = refused('toy', data_dir=str(tmp_path / 'a'))
+  message = refused('toy', dir=str(tmp_path / 'a'))
   assert (
     "a class 'label', but it has image: Image(shape=(6, 4, 3), dtype=uint8), "
     'label: Scalar(shape=(), dtype=int64)' in message
   )
   toy(tmp_path / 'b', labels=[0] * 24 + [-1])
-  assert 'labels from -1 to 0' in refused('toy', data_dir=str(tmp_path / 'b'))
+  assert 'labels from -1 to 0' in refused('toy', dir=str(tmp_path / 'b'))
 
 
 def test_damaged_directories(own_toys):
@@ -324,7 +314,7 @@ def test_damaged_directories(own_toys):
     path.unlink()
     if content is not None:
       path.write_bytes(content)
-    message = refused('toy', data_dir=str(own_toys))
+    message = refused('toy', dir=str(own_toys))
     path.write_bytes(before)
     assert str(directory.parent) in message
     return message
@@ -342,7 +332,7 @@ def test_damaged_directories(own_toys):
   message = message_with(info, json.dumps(other).encode())
   assert 'tfrecord' in message
   assert "file_format='array_record'" in message
-  assert len(load('toy', data_dir=str(own_toys)).test.labels) == 5
+  assert len(load('toy', dir=str(own_toys)).test.labels) == 5
 
 
 # Names.
@@ -378,7 +368,7 @@ def test_unknown_names(toys, name, hint):
     data.check_name(name, str(toys))
   assert f'data.name = {name!r}' in str(error.value)
   assert hint in str(error.value)
-  assert refused(name, data_dir=str(toys)) == str(error.value)
+  assert refused(name, dir=str(toys)) == str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +379,7 @@ def test_unknown_names(toys, name, hint):
   ],
 )
 def test_unprepared_sets_say_how_to_get_them(tmp_path, name, command):
-  message = refused(name, data_dir=str(tmp_path))
+  message = refused(name, dir=str(tmp_path))
   assert f'{tmp_path}/{name}/*/dataset_info.json' in message
   assert command in message
   assert 'TFDS_DATA_DIR or --config.data.dir' in message
@@ -402,11 +392,11 @@ def test_unprepared_sets_say_how_to_get_them(tmp_path, name, command):
 def test_cifar10():
   dataset = load(
     'cifar10',
-    data_dir=str(SHARED),
+    dir=str(SHARED),
     train_split='train[:200]',
     test_split='test[-100:]',
-    expected_classes=10,
-    expected_shape=(32, 32, 3),
+    classes=10,
+    image_shape=(32, 32, 3),
   )
   assert dataset.class_names == (
     *('airplane', 'automobile', 'bird', 'cat', 'deer'),

@@ -10,6 +10,8 @@ import tiny_run
 from cbkd_jax import finished_run
 
 CHANGES = {
+  'teacher__model': 'tiny_run:shallow',
+  'compression__keep': (1.0, 0.5),
   'teacher__steps': 20,
   'stage__steps': 2,
   'thaw__steps': 2,

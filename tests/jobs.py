@@ -1,4 +1,4 @@
-"""Processes of one CPU device each, on this machine: for tests.
+"""Processes of a few CPU devices each, on this machine: for tests.
 
 A process that JAX has joined to others takes SIGTERM for a notice and may wait
 for the others: whatever happens, all are ended by force.
@@ -29,19 +29,21 @@ def free_port() -> int:
 def started(
   commands: Sequence[Sequence[Any]],
   environments: Sequence[Mapping[str, str]] | None = None,
+  devices: int = 1,
 ) -> Iterator[list[subprocess.Popen]]:
   """Runs `python ...` once for each list of arguments.
 
   Args:
     commands: the arguments.
     environments: what each process has in its environment besides.
+    devices: of each process.
   """
   flags = os.environ.get('XLA_FLAGS', '')
   environment = {
     **os.environ,
     'PYTHONPATH': f'{HERE.parent}:{HERE}',
     # Of several flags the last one counts.
-    'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count=1',
+    'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={devices}',
     'JAX_PLATFORMS': 'cpu',
     'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',  # quick to compile
   }
@@ -71,12 +73,33 @@ def started(
       process.communicate()
 
 
-def train(count: int, *arguments: str) -> list[list[str]]:
+def train(*arguments: str) -> list[str]:
+  """The command of a process that finds the others by itself, if any."""
+  return ['-m', 'cbkd_jax.train', f'--config={HERE}/tiny_run.py', *arguments]
+
+
+def under_slurm(count: int) -> list[dict[str, str]]:
+  """What Slurm would say to each of `count` processes on this machine."""
+  # Slurm's port follows from the job's number.
+  job = str(free_port())
+  return [
+    {
+      'SLURM_JOB_ID': job,
+      'SLURM_STEP_NODELIST': 'localhost',
+      'SLURM_NTASKS': str(count),
+      'SLURM_PROCID': str(i),
+      'SLURM_LOCALID': str(i),
+    }
+    for i in range(count)
+  ]
+
+
+def train_together(count: int, *arguments: str) -> list[list[str]]:
   """The commands of `count` processes that train together."""
   port = free_port()
   return [
     [
-      *('-m', 'cbkd_jax.train', f'--config={HERE}/tiny_run.py', *arguments),
+      *train(*arguments),
       f'--coordinator=localhost:{port}',
       f'--processes={count}',
       f'--process_id={i}',

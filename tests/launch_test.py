@@ -11,7 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import method_runs
 import pytest
+import tiny_run
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -195,19 +198,21 @@ def test_without_a_number_of_processes(arguments):
   assert ended.stderr.count('\n') == 1
 
 
-def test_two_processes_make_a_good_student(tmp_path):
+def test_two_processes_are_one_run(tmp_path, monkeypatch, quick_compilation):
+  """From the teacher's checkpoint to the student, to rounding."""
+  method_runs.write_teacher(tmp_path / 'teacher', tiny_run.shallow)
+  fields = {
+    'teacher.model': 'tiny_run:shallow',
+    'teacher.checkpoint': str(tmp_path / 'teacher'),
+    'compression.keep': (1.0, 0.5),
+    'stage.steps': 5,
+    'thaw.steps': 5,
+  }
   ended = subprocess.run(
     [
-      *(LAUNCH / 'multiprocess.sh', '2', '--config=configs/digits.py'),
-      f'--workdir={tmp_path / "run"}',
-      # Quick to compile, twice, and a third of the passes over the data.
-      '--config.teacher.model=tiny_run:larger',
-      *('--config.inherit=2', '--config.compression.keep=(1,1,.5)'),
-      '--config.teacher.epochs=5',
-      '--config.stage.epochs=2',
-      '--config.thaw.epochs=3',
-      # Few sums, each of which costs much between processes.
-      '--config.sync_batch_norm=False',
+      *(LAUNCH / 'multiprocess.sh', '2', f'--config={tiny_run.__file__}'),
+      f'--workdir={tmp_path / "two"}',
+      *(f'--config.{name}={value}' for name, value in fields.items()),
     ],
     capture_output=True,
     text=True,
@@ -216,12 +221,28 @@ def test_two_processes_make_a_good_student(tmp_path):
     env=_environment(
       Path(sys.executable).parent,
       PYTHONPATH=str(Path(__file__).parent),
+      JAX_DISABLE_MOST_OPTIMIZATIONS='true',
+      JAX_DEFAULT_MATMUL_PRECISION='highest',
     ),
   )
   assert ended.returncode == 0, ended.stderr
-  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
-  assert summary['device'] == {'kind': 'cpu', 'count': 2, 'processes': 2}
-  assert summary['student']['accuracy'] >= 0.94
+  devices = jax.devices()[:2]
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+  changes = {name.replace('.', '__'): value for name, value in fields.items()}
+  expected = tiny_run.run(tmp_path / 'one', changes)
+  found = json.loads((tmp_path / 'two' / 'summary.json').read_text())
+  assert found['device'] == {'kind': 'cpu', 'count': 2, 'processes': 2}
+  assert expected['device'] == {'kind': 'cpu', 'count': 2, 'processes': 1}
+  for name in 'accuracy', 'agreement', 'validation_accuracy':
+    assert found['student'][name] == expected['student'][name]
+  one, two = (
+    [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').open()]
+    for name in ('one', 'two')
+  )
+  assert len(one) == len(two) == 1 + 5 + 1 + 5 + 1
+  for ours, theirs in zip(one, two):
+    assert ours.pop('stage') == theirs.pop('stage')
+    assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize('code', [0, 2, 75])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from cbkd_jax import blocks, models
 from cbkd_jax.errors import UserError
@@ -38,9 +39,30 @@ PARAMS = {
   'wrn_40_1': 569_780,
   'wrn_40_2': 2_255_156,
   'wrn_40_4': 8_972_340,
+  'MobileNetV2': 812_836,
+  'mobilenet_v2': 2_351_972,
+  'ShuffleV1': 949_258,
+  'ShuffleV2': 1_355_528,
+  'densenet_bc_40_12': 188_092,
+  'densenet_bc_100_12': 800_032,
+  'convnext_tiny': 27_892_708,
+  'convnext_small': 49_527_268,
+  'vit_tiny': 5_380_132,
+  'vit_small': 21_376_996,
+  'vit_base': 85_221_220,
 }
 
-ONE_PER_FAMILY = ('resnet8', 'resnet18', 'vgg8', 'wrn_10_2')
+ONE_PER_FAMILY = (
+  'resnet8',
+  'resnet18',
+  'vgg8',
+  'wrn_10_2',
+  'densenet_bc_10_4',
+)
+# Of the other families; they take seconds to trace.
+LARGE = ('mobilenet_v2', 'ShuffleV1', 'ShuffleV2')
+# Elsewhere the head pools what the deepest block returns.
+POOLED_WIDTHS = {'MobileNetV2': 1280, 'mobilenet_v2': 1280, 'ShuffleV2': 1024}
 
 
 def abstract_outputs(network, image_shape, batch=2, train=False):
@@ -86,6 +108,7 @@ def test_param_count(name, expected):
     ('resnet18', 11_689_512),
     ('resnet34', 21_797_672),
     ('resnet50', 25_557_032),
+    ('mobilenet_v2', 3_504_872),
   ],
 )
 def test_param_count_at_imagenet_size(name, expected):
@@ -111,6 +134,14 @@ def test_param_count_at_imagenet_size(name, expected):
     ('vgg8', 28, (28, 14, 7, 3, 3), (14, 7, 3, 3, 3)),
     ('vgg8', 32, (32, 16, 8, 4, 4), (16, 8, 4, 4, 4)),
     ('vgg8', 64, (64, 32, 16, 8, 4), (32, 16, 8, 4, 4)),
+    ('MobileNetV2', 32, (16, 8, 4, 2), (16, 8, 4, 2)),
+    # As the ImageNet ResNets.
+    ('mobilenet_v2', 32, (32, 16, 8, 4), (32, 16, 8, 4)),
+    ('mobilenet_v2', 64, (32, 16, 8, 4), (32, 16, 8, 4)),
+    ('mobilenet_v2', 224, (56, 28, 14, 7), (56, 28, 14, 7)),
+    ('ShuffleV1', 32, (32, 16, 8, 4), (32, 16, 8, 4)),
+    ('ShuffleV2', 8, (8, 4, 2, 1), (8, 4, 2, 1)),
+    ('densenet_bc_10_4', 32, (32, 16, 8), (32, 16, 8)),
   ],
 )
 def test_shapes_at_cuts(name, side, features, outputs):
@@ -125,7 +156,8 @@ def test_shapes_at_cuts(name, side, features, outputs):
     assert part.pre_activation.shape == (2, side_, side_, width)
     assert part.output.shape == (2, pooled, pooled, width)
   assert head.logits.shape == (2, 7)
-  assert head.pooled.shape == (2, architecture.widths[-1])
+  pooled = POOLED_WIDTHS.get(name, architecture.widths[-1])
+  assert head.pooled.shape == (2, pooled)
 
 
 @pytest.mark.parametrize('name', ONE_PER_FAMILY)
@@ -222,6 +254,7 @@ def layer_at(tree, path):
   return tree
 
 
+BY_DEPTHWISE = ('MobileNetV2', 'mobilenet_v2')
 WIRED = (
   'resnet14',  # its stem needs no projection
   'resnet8x4',
@@ -233,7 +266,7 @@ WIRED = (
 )
 
 
-@pytest.mark.parametrize('name', WIRED)
+@pytest.mark.parametrize('name', [*WIRED, *BY_DEPTHWISE])
 def test_wiring_lists_every_layer_with_consistent_sizes(name):
   network, wiring, widths = narrow(name)
   params = blocks.shapes(network, (16, 16, 3)).params
@@ -244,12 +277,15 @@ def test_wiring_lists_every_layer_with_consistent_sizes(name):
     sizes = {'input': (3, *widths)[i]}
     if i < len(widths):
       sizes['output'] = widths[i]
-    for path, reads, writes in wires:
+    for path, reads, writes, *_ in wires:
       layer = layer_at(params[i], path)
       is_norm = 'scale' in layer
-      assert is_norm == (reads is None)
+      is_depthwise = name in BY_DEPTHWISE and path.endswith('conv2')
+      assert (is_norm or is_depthwise) == (reads is None)
       assert ('classifier' in path) == (writes is None)
-      if not is_norm:
+      if is_depthwise:
+        assert layer['kernel'].shape[-2] == 1
+      elif not is_norm:
         size = layer['kernel'].shape[-2]
         assert sizes.setdefault(reads, size) == size
       for leaf in layer.values():
@@ -258,7 +294,7 @@ def test_wiring_lists_every_layer_with_consistent_sizes(name):
           assert sizes.setdefault(writes, size) == size
 
 
-@pytest.mark.parametrize('name', WIRED)
+@pytest.mark.parametrize('name', [*WIRED, 'mobilenet_v2'])
 def test_wiring_tells_which_channels_belong_together(name):
   """Renumbering the channels of every set changes nothing but their order."""
   network, wiring, _ = narrow(name)
@@ -273,14 +309,14 @@ def test_wiring_tells_which_channels_belong_together(name):
     sets = {'input': order}
     tree = jax.tree.map(np.copy, variables.params[i])
     stats = jax.tree.map(np.copy, variables.batch_stats[i])
-    for path, reads, writes in wires:
+    for path, reads, writes, *_ in wires:
       layer = layer_at(tree, path)
       if writes is not None and writes not in sets:
         size = next(iter(layer.values())).shape[-1]
         sets[writes] = random.permutation(size)
       if reads is not None:
         layer['kernel'] = layer['kernel'][..., sets[reads], :]
-      for leaves in (layer, layer_at(stats, path) if reads is None else {}):
+      for leaves in (layer, layer_at(stats, path) if 'scale' in layer else {}):
         for key in leaves if writes is not None else ():
           leaves[key] = leaves[key][..., sets[writes]]
     params.append(tree)
@@ -304,9 +340,11 @@ def test_wiring_tells_which_channels_belong_together(name):
 def test_width_step():
   steps = {
     name: models.build(name, 10, (32, 32, 3)).width_step
-    for name in ('resnet8', 'resnet34', 'resnet50', 'vgg8', 'wrn_16_2')
+    for name in (*ONE_PER_FAMILY, *LARGE, 'resnet50')
   }
   assert steps.pop('resnet50') == 4
+  assert steps.pop('ShuffleV1') == 12  # a quarter of it in three groups
+  assert steps.pop('ShuffleV2') == 2
   assert set(steps.values()) == {1}
 
 
@@ -338,6 +376,32 @@ def test_initialisers():
   assert 0.99 / 8 < np.max(np.abs(kernel)) <= 1 / 8
 
 
+@pytest.mark.parametrize('name', [*LARGE, 'densenet_bc_10_4'])
+def test_settings_of_every_layer(name):
+  """Of the families that no test here compiles."""
+  network = models.build(name, 10, (8, 8, 3), jnp.bfloat16, name).network()
+  found = []
+
+  def look(run, args, kwargs, context):
+    if context.method_name == '__call__':
+      found.append(context.module)
+    return run(*args, **kwargs)
+
+  with nn.intercept_methods(look):
+    variables = blocks.shapes(network, (8, 8, 3))
+  norms = [module for module in found if isinstance(module, nn.BatchNorm)]
+  convs = [module for module in found if isinstance(module, nn.Conv)]
+  assert len(norms) + len(convs) + 1 == sum(
+    len(layer_paths(part)) for part in variables.params
+  )
+  for norm in norms:
+    assert (norm.axis_name, norm.dtype) == (name, jnp.bfloat16)
+    assert (norm.momentum, norm.epsilon) == (0.9, 1e-5)
+    assert norm.use_running_average
+  for conv in convs:
+    assert (conv.dtype, conv.use_bias) == (jnp.bfloat16, False)
+
+
 def test_any_wide_resnet_is_built():
   architecture = models.build('wrn_22_3', 10, (32, 32, 3))
   assert architecture.widths == (48, 96, 192)
@@ -352,6 +416,8 @@ def test_any_wide_resnet_is_built():
     ('wrn_17_2', 10, (32, 32, 3), 'depth 17 is not 6n'),
     ('wrn_4_2', 10, (32, 32, 3), 'depth 4 is not 6n'),
     ('wrn_16_0', 10, (32, 32, 3), 'widening factor 0 is not above 0'),
+    ('densenet_bc_41_12', 10, (32, 32, 3), 'depth 41 is not 6n'),
+    ('densenet_bc_40_0', 10, (32, 32, 3), 'growth 0 is not above 0'),
     ('resnet8', 10, (7, 32, 3), r'\(7, 32, 3\) .* 7 pixels; at least 8'),
     ('vgg8', 10, (32, 32, 4), r'\(32, 32, 4\) has 4 channels; 1 or 3'),
     ('vgg8', 10, (32, 32), r'\(32, 32\) is not \(height, width, channels\)'),

@@ -5,40 +5,44 @@ import signal
 import time
 
 import cli
+import jax
 import jobs
 import numpy as np
 import pytest
 import steps_process
 import tiny_run
 
-from cbkd_jax import replicas
+from cbkd_jax import processes, replicas
+from cbkd_jax.errors import UserError
 
 CONFIG = f'--config={jobs.HERE}/tiny_run.py'
 
 
-@pytest.mark.parametrize('count', [2, 4])
 def test_the_same_numbers_in_one_process(
-  tmp_path, monkeypatch, quick_compilation, count
+  tmp_path, monkeypatch, quick_compilation
 ):
-  """20 steps: processes of one device are one process's virtual devices."""
-  port = jobs.free_port()
+  """20 steps: two processes' devices are one process's virtual devices."""
+  port, count = jobs.free_port(), 2
   commands = [
     [jobs.HERE / 'steps_process.py', count, rank, port, tmp_path]
     for rank in range(count)
   ]
-  with jobs.started(commands) as processes:
+  devices = jax.device_count() // count
+  with jobs.started(commands, devices=devices) as started:
     monkeypatch.setattr(replicas, '_LEAST_SHARDED', 1)
-    expected = steps_process.everything(count)
-    if count == 4:
-      expected['single'] = steps_process.run(1, 'pmap')
-    for process in processes:
+    expected = steps_process.everything()
+    for process in started:
       out, err = process.communicate()
       assert process.returncode == 0, err[-2000:]
-      line = out.splitlines()[-1]
-      assert line == f'process {count - 1}: no such file False {count - 1}'
+      # One's mistake is all others' too; so is another config.
+      assert out.splitlines()[-4:] == [
+        'process 1: no such file False',
+        'process 1 has another config than process 0; all processes must be '
+        'started with the same command, but for --process_id False',
+        'nothing',
+        '1',
+      ]
   found = dict(np.load(tmp_path / 'found.npz'))
-  if count == 4:
-    found |= {k.replace('pmap', 'single'): v for k, v in found.items()}
   flat = {
     f'{name}/{i:03}': array
     for name, arrays in expected.items()
@@ -69,13 +73,13 @@ def _records(directory):
   return [json.loads(line) for line in whole]
 
 
-def _reaches(directory, step, processes):
+def _reaches(directory, step, started):
   """Waits until the log shows a step of the teacher."""
   until = time.monotonic() + 90
   while time.monotonic() < until:
     if any(record['step'] >= step for record in _records(directory)):
       return
-    for process in processes:
+    for process in started:
       assert process.poll() is None, process.communicate()
     time.sleep(0.1)
   raise AssertionError(f'step {step} was not reached')
@@ -90,14 +94,18 @@ def _last_saved(directory):
 
 
 def test_a_signal_or_a_death_in_one_of_two(tmp_path):
-  """SIGTERM to one: both save the same step. SIGKILL: the other one ends."""
+  """SIGTERM to one: both save the same step. SIGKILL: the other one ends.
+
+  The first time JAX finds the other process by itself.
+  """
   directory = tmp_path / 'run'
   arguments = [f'--workdir={directory}', *LONG]
-  with jobs.started(jobs.train(2, *arguments)) as processes:
-    _reaches(directory, 10, processes)
-    processes[1].send_signal(signal.SIGTERM)
-    ended = [process.communicate() for process in processes]
-  assert [process.returncode for process in processes] == [75, 75]
+  commands = [jobs.train(*arguments)] * 2
+  with jobs.started(commands, jobs.under_slurm(2)) as started:
+    _reaches(directory, 10, started)
+    started[1].send_signal(signal.SIGTERM)
+    ended = [process.communicate() for process in started]
+  assert [process.returncode for process in started] == [75, 75]
   stopped = _last_saved(directory)
   assert f'error: teacher: stopped at step {stopped} of 100000' in ended[0][1]
   assert 'error' not in ended[1][1]
@@ -105,13 +113,14 @@ def test_a_signal_or_a_death_in_one_of_two(tmp_path):
   records = _records(directory)
   assert [record['step'] for record in records] == list(range(1, stopped + 1))
 
-  with jobs.started(jobs.train(2, *arguments)) as processes:
-    _reaches(directory, stopped + 20, processes)
-    processes[1].kill()
+  commands = jobs.train_together(2, *arguments)
+  with jobs.started(commands) as started:
+    _reaches(directory, stopped + 20, started)
+    started[1].kill()
     began = time.monotonic()
-    _, err = processes[0].communicate()
+    _, err = started[0].communicate()
     assert time.monotonic() - began < 60
-  assert processes[0].returncode == 4
+  assert started[0].returncode == 4
   assert err.splitlines()[-1].startswith(
     'error: the other processes can no longer be reached'
   )
@@ -141,28 +150,19 @@ def test_a_signal_or_a_death_in_one_of_two(tmp_path):
     np.testing.assert_allclose(after[step], before[step], rtol=1e-3)
 
 
-def test_slurm_and_processes_of_different_configs(tmp_path):
-  """JAX finds the other process by itself; the two don't fit together."""
-  command = ['-m', 'cbkd_jax.train', CONFIG, f'--workdir={tmp_path}/run']
-  commands = [command, [*command, '--config.seed=7']]
-  common = {
-    # Slurm's port follows from the job's number.
-    'SLURM_JOB_ID': str(jobs.free_port()),
-    'SLURM_STEP_NODELIST': 'localhost',
-    'SLURM_NTASKS': '2',
-  }
-  own = [
-    {**common, 'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)}
-    for i in range(2)
-  ]
-  with jobs.started(commands, own) as processes:
-    ended = [process.communicate() for process in processes]
-  assert [process.returncode for process in processes] == [2, 2]
-  line = ended[0][1].splitlines()[-1]
-  assert line == (
-    'error: process 1 has another config than process 0; all processes must '
-    'be started with the same command, but for --process_id'
+def test_processes_of_different_configs_write_nothing(tmp_path, monkeypatch):
+  asked = []
+
+  def differs(values):
+    asked.append(values['config']['seed'])
+    raise UserError('another config')
+
+  monkeypatch.setattr(processes, 'check_same', differs)
+  ended = cli.call(
+    'cbkd_jax.train', CONFIG, f'--workdir={tmp_path}/run', '--config.seed=7'
   )
+  assert (ended.code, ended.err) == (2, 'error: another config\n')
+  assert asked == [7]
   assert not (tmp_path / 'run').exists()
 
 

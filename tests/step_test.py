@@ -229,9 +229,9 @@ MIXED = {
 
 
 @functools.cache
-def augmented_run(devices, spmd, model=1, phase='stage_1'):
+def augmented_run(devices, spmd, model=1):
   axis = None if spmd == 'jit' else AXIS
-  run = Run.of(make(phase, **MIXED, axis=axis), devices, spmd, model)
+  run = Run.of(make('stage_1', **MIXED, axis=axis), devices, spmd, model)
   return run.take(5)
 
 
@@ -240,30 +240,37 @@ def assert_same_run(one, two):
   tiny.close(one.metrics, two.metrics, rtol=1e-4, atol=1e-5)
 
 
-def test_one_device_is_four_devices():
-  assert_same_run(augmented_run(1, 'pmap'), augmented_run(4, 'pmap'))
-
-
-def test_pmap_is_shard_map():
-  assert_same_run(augmented_run(4, 'pmap'), augmented_run(4, 'shard_map'))
-
-
-@pytest.mark.parametrize(('phase', 'model'), [('stage_1', 2), ('thaw', 4)])
-def test_pmap_is_jit_on_any_mesh(monkeypatch, phase, model):
+def test_one_device_is_four_devices_however_they_share(
+  monkeypatch, uniform_shares
+):
+  one = augmented_run(1, 'pmap')
+  assert_same_run(one, augmented_run(4, 'pmap'))
+  assert_same_run(one, augmented_run(4, 'shard_map'))
   monkeypatch.setattr(replicas, '_LEAST_SHARDED', 1)
-  one = augmented_run(4, 'pmap', phase=phase)
-  two = augmented_run(4, 'jit', model, phase)
+  assert_same_run(one, found := augmented_run(4, 'jit', 2))
+  assert_divided(found)
+
+
+def test_a_thaw_is_jit_on_a_mesh(monkeypatch):
+  monkeypatch.setattr(replicas, '_LEAST_SHARDED', 1)
+  one = Run.of(make('thaw')).take(3)
+  two = Run.of(make('thaw', axis=None), 4, 'jit', 4).take(3)
   assert_same_run(one, two)
+  assert_divided(two)
+
+
+def assert_divided(run):
+  """Whole but for the few whose sizes nothing divides, such as 1 channel."""
   held = [
     leaf.addressable_data(0).size / leaf.size
-    for leaf in jax.tree.leaves((two.state.params, two.teacher))
+    for leaf in jax.tree.leaves((run.state.params, run.teacher))
   ]
-  # Whole but for the few whose sizes nothing divides, such as 1 input channel.
+  model = run.replicas.model
   assert min(held) == 1 / model
   assert np.mean(np.array(held) == 1 / model) > 0.6
 
 
-def test_replicas_agree_with_each_other():
+def test_replicas_agree_with_each_other(uniform_shares):
   state = augmented_run(4, 'shard_map').state
   for leaf in jax.tree.leaves(state):
     assert len(leaf.addressable_shards) == 4
@@ -273,7 +280,8 @@ def test_replicas_agree_with_each_other():
 
 
 def test_several_steps_in_a_call():
-  together = Run.of(make('stage_1', **AUGMENTED)).take(3, per_call=3)
+  # Two, and then the one that is left.
+  together = Run.of(make('stage_1', **AUGMENTED)).take(3, per_call=2)
   singly = Run.of(make('stage_1', **AUGMENTED)).take(3)
   assert_same_run(together, singly)
   assert int(together.state.step) == 3

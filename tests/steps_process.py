@@ -1,4 +1,4 @@
-"""One process of several that take the same steps, one device each.
+"""One process of several that take the same steps, on all their devices.
 
 `python steps_process.py COUNT RANK PORT DIRECTORY`.
 """
@@ -81,20 +81,14 @@ def tiny_data():
 
 def fed(devices: int) -> list[np.ndarray]:
   """The images and labels of a streamed phase's calls, as every process has."""
-  split = data.stream(
+  wanted = data.Wanted(
     'digits',
-    data_dir='',
     train_split='train[:50]',
-    test_split='test',
-    validation_size=0,
-    resize=0,
     crop='random_resized',
     crop_area=0.3,
-    workers=0,
-    expected_classes=10,
     image_shape=(6, 6, 1),
-    expected_train_size=50,
-  ).train
+  )
+  split = data.stream(wanted).train
   found = replicas.Replicas('pmap', tuple(jax.devices()[:devices]))
   spec = step_test.make('thaw', training=Training(steps=8))[0]
   given = feed.begin(
@@ -112,17 +106,16 @@ def fed(devices: int) -> list[np.ndarray]:
   return jax.tree.leaves(found.fetch(drawn))
 
 
-def everything(devices: int) -> dict[str, list[np.ndarray]]:
-  """What must not depend on the number of processes."""
-  found = {'pmap': run(devices, 'pmap')}
-  if devices == 2:
-    found |= {
-      'jit': run(devices, 'jit', 2),
-      'logits': logits(devices),
-      'rows': rows(devices),
-      'fed': fed(devices),
-    }
-  return found
+def everything() -> dict[str, list[np.ndarray]]:
+  """What must not depend on the number of processes, of all devices."""
+  devices = jax.device_count()
+  return {
+    'pmap': run(devices, 'pmap'),
+    'jit': run(devices, 'jit', 2),
+    'logits': logits(devices),
+    'rows': rows(devices),
+    'fed': fed(devices),
+  }
 
 
 def failure(rank: int) -> str:
@@ -139,18 +132,27 @@ def failure(rank: int) -> str:
   return 'nothing'
 
 
+def compared(seed: int) -> str:
+  """What a process says where some may have another config."""
+  try:
+    processes.check_same({'config': {'seed': seed}, 'workdir': 'run'})
+  except errors.UserError as error:
+    return f'{error} {error.alone}'
+  return 'nothing'
+
+
 if __name__ == '__main__':
   count, rank, port = map(int, sys.argv[1:4])
   jax.config.update('jax_default_matmul_precision', 'highest')
   jax.config.update('jax_disable_most_optimizations', True)
   replicas._LEAST_SHARDED = 1
   processes.join(f'localhost:{port}', count, rank, 60)
-  found = everything(count)
+  found = everything()
   assert blocks.count_params(found['pmap']) > 100
-  said = failure(rank)
+  said = [failure(rank), compared(rank), compared(7)]
   most = processes.most(rank)
   if processes.is_first():
     flat = {f'{k}/{i:03}': a for k, v in found.items() for i, a in enumerate(v)}
     np.savez(Path(sys.argv[4]) / 'found.npz', **flat)
-  print(f'{said} {most}', flush=True)
+  print('\n'.join([*said, f'{most}']), flush=True)
   processes.leave()

@@ -11,14 +11,19 @@ import tiny_run
 from cbkd_jax import feed, finished_run
 from cbkd_jax.errors import Preempted
 
+# Not quick_compilation: unoptimised, the two programs round differently.
+pytestmark = pytest.mark.usefixtures('uniform_shares')
+
 MOMENTS = {'data__mean': (0.3,), 'data__std': (0.35,)}
 RESIDENT = {
   **MOMENTS,
   'data__pad': 1,
   'data__alternating_flip': True,
-  'data__mixup': 0.5,
+  'data__mixup': 1.0,
   'order': 'joint_inherited',
-  'stage__steps': 7,
+  'teacher__model': 'tiny_run:shallow',
+  'compression__keep': (1.0, 0.5),
+  'stage__steps': 14,
   'thaw__steps': 7,
 }
 STREAM = {**RESIDENT, 'data__pipeline': 'stream'}
@@ -30,10 +35,10 @@ def metrics(directory):
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, uniform_shares):
   """Their directory, and the summaries of a resident and a streamed run."""
   home = tmp_path_factory.mktemp('runs')
-  method_runs.write_teacher(home / 'teacher')
+  method_runs.write_teacher(home / 'teacher', tiny_run.shallow)
   teacher = {'teacher__checkpoint': str(home / 'teacher')}
   return home, *(
     tiny_run.run(home / name, changes | teacher)

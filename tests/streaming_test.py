@@ -1,6 +1,7 @@
 """Streams: which examples come when, in any number of processes."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -20,28 +21,22 @@ from cbkd_jax.errors import UserError
 
 TRAIN = 96
 BATCH = 40  # batches end within epochs
+WANTED = data.Wanted(
+  'digits',
+  train_split=f'train[:{TRAIN + 11}]',
+  test_split='test[:30]',
+  validation_size=11,
+  image_shape=(8, 8, 1),
+)
 
 
 def opened(name='digits', **changes):
-  arguments = {
-    'data_dir': '',
-    'train_split': f'train[:{TRAIN + 11}]',
-    'test_split': 'test[:30]',
-    'validation_size': 11,
-    'resize': 0,
-    'crop': 'none',
-    'crop_area': 0.08,
-    'workers': 0,
-    'expected_classes': None,
-    'image_shape': (8, 8, 1),
-    'expected_train_size': None,
-  }
-  return data.stream(name, **arguments | changes)
+  return data.stream(dataclasses.replace(WANTED, name=name, **changes))
 
 
 def opened_toy(directory, **changes):
   arguments = {
-    'data_dir': str(directory),
+    'dir': str(directory),
     'train_split': 'train',
     'test_split': 'test',
     'validation_size': 0,
@@ -51,17 +46,7 @@ def opened_toy(directory, **changes):
 
 
 def loaded():
-  return data.load(
-    'digits',
-    data_dir='',
-    train_split=f'train[:{TRAIN + 11}]',
-    test_split='test[:30]',
-    validation_size=11,
-    resize=0,
-    expected_classes=None,
-    expected_shape=None,
-    expected_train_size=None,
-  )
+  return data.load(WANTED)
 
 
 def stream(split, steps=8, seed=5, batch_size=BATCH, slots=None):
@@ -205,10 +190,10 @@ def test_images_that_are_not_what_they_should_be(tmp_path):
   with pytest.raises(UserError) as error:
     opened(image_shape=(16, 16, 1))
   assert str(error.value) == (
-    'data.image_shape = (16, 16, 1), but digits has (8, 8, 1) with '
-    "data.resize = 0 and data.crop = 'none'"
+    'data.image_shape = (16, 16, 1), but digits has (8, 8, 1); to take it as '
+    "it is: --config.data.image_shape='(8,8,1)'"
   )
-  with pytest.raises(UserError, match=r'but digits has 1 channel\(s\)$'):
+  with pytest.raises(UserError, match=r'but digits has \(8, 8, 1\);'):
     opened(image_shape=(8, 8, 3), crop='random_resized')
   toy(tmp_path / 'unlabelled', labels=[0] * 20 + [-1] * 5)
   with pytest.raises(UserError, match='toy has a label -1, but must have 0'):

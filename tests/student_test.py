@@ -14,6 +14,7 @@ from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.errors import UserError
 
 AUGMENTATION = Augmentation(pad=2, flip=True, mean=(0.3,), std=(0.2,))
+NAMES = tuple('abcdefghij')
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def saved(tmp_path):
   exp = experiment.build(tiny_run.values())
   network = exp.network(exp.stages[-1], local=True)
   variables = tiny.draw(network)
-  student.save(tmp_path / 'student', exp, variables, AUGMENTATION)
+  student.save(tmp_path / 'student', exp, variables, AUGMENTATION, NAMES)
   return tmp_path, network, variables
 
 
@@ -46,6 +47,7 @@ def test_model_json_says_how_to_rebuild_it(saved):
     'units': [1, 1, 1],
     'input_shape': [8, 8, 1],
     'classes': 10,
+    'class_names': list(NAMES),
     'compute_dtype': 'float32',
     'mean': [0.3],
     'std': [0.2],
@@ -68,7 +70,7 @@ def test_a_second_save_replaces_the_first(saved):
   directory, network, _ = saved
   exp = experiment.build(tiny_run.values())
   other = tiny.draw(network, seed=1)
-  student.save(directory / 'student', exp, other, AUGMENTATION)
+  student.save(directory / 'student', exp, other, AUGMENTATION, NAMES)
   assert tiny.same(student.read(directory / 'student')[1], other)
 
 

@@ -4,6 +4,8 @@ Three blocks of one convolution each; the first two end with a pooling, so
 that what is done before and after it differs.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,9 +68,19 @@ def draw(
 
   Drawn by NumPy: `blocks.init` takes seconds to compile.
   """
+  return fill(blocks.shapes(network, image_shape), seed)
+
+
+def fill(shapes: Any, seed=0) -> Any:
+  """Arrays of the shapes, of about the size that initialisers give them.
+
+  No two entries are alike; what is not float32 is 0.
+  """
   random = np.random.default_rng(seed)
 
   def one(path, leaf):
+    if leaf.dtype != jnp.float32:
+      return jnp.asarray(np.zeros(leaf.shape, leaf.dtype))
     u = random.uniform(-1, 1, leaf.shape)
     if len(leaf.shape) > 1:
       u *= np.sqrt(6 / np.prod(leaf.shape[:-1]))
@@ -78,7 +90,7 @@ def draw(
       u *= 0.5
     return jnp.asarray(u, jnp.float32)
 
-  return jax.tree.map_with_path(one, blocks.shapes(network, image_shape))
+  return jax.tree.map_with_path(one, shapes)
 
 
 def images(

@@ -61,17 +61,10 @@ def write(path, contents):
 
 
 def load(directory, **changes):
-  arguments = {
-    'data_dir': str(directory),
-    'train_split': 'train',
-    'test_split': 'validation',
-    'validation_size': 0,
-    'resize': 0,
-    'expected_classes': None,
-    'expected_shape': None,
-    'expected_train_size': None,
-  }
-  return data.load('tiny_imagenet', **arguments | changes)
+  wanted = data.Wanted(
+    'tiny_imagenet', str(directory), test_split='validation', **changes
+  )
+  return data.load(wanted)
 
 
 def test_prepare_and_load(tmp_path, capsys):
@@ -87,7 +80,7 @@ def test_prepare_and_load(tmp_path, capsys):
   assert [p.name for p in directory.iterdir()] == ['tiny_imagenet']
   assert [p.name for p in (directory / 'tiny_imagenet').iterdir()] == ['1.0.0']
 
-  dataset = load(directory, expected_classes=3, expected_shape=(64, 64, 3))
+  dataset = load(directory, classes=3, image_shape=(64, 64, 3))
   assert dataset.class_names == WNIDS
   train = {}
   for image, label in zip(dataset.train.images, dataset.train.labels):
@@ -270,9 +263,9 @@ def test_the_command_on_real_images(tmp_path):
 
   dataset = load(
     tmp_path,
-    expected_classes=20,
-    expected_shape=(64, 64, 3),
-    expected_train_size=2000,
+    classes=20,
+    image_shape=(64, 64, 3),
+    train_size=2000,
   )
   with zipfile.ZipFile(MINI) as archive:
     wnids = archive.read(TOP + 'wnids.txt').decode().split()

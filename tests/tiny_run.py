@@ -43,6 +43,11 @@ def model(
   )
 
 
+def shallow(**arguments: Any) -> Architecture:
+  """The same in two blocks: one stage and the thaw, half as much to compile."""
+  return dataclasses.replace(model(**arguments), widths=(4, 8), units=(1, 1))
+
+
 def wider(**arguments: Any) -> Architecture:
   """The same with another width in block 1: its checkpoint doesn't fit."""
   return dataclasses.replace(model(**arguments), widths=(4, 7, 8))
@@ -51,6 +56,21 @@ def wider(**arguments: Any) -> Architecture:
 def larger(**arguments: Any) -> Architecture:
   """The same, large enough to learn the digits; quick to compile."""
   return dataclasses.replace(model(**arguments), widths=(32, 48, 64))
+
+
+def other(
+  num_classes: int, image_shape: tuple[int, ...], dtype: Any, axis_name: Any
+) -> Architecture:
+  """Another family: four blocks; of 8x8 they make 4x4, 2x2, 2x2 and 2x2."""
+  del image_shape
+  return Architecture(
+    widths=(3, 6, 10, 12),
+    units=(1, 1, 1, 1),
+    block=lambda i, width, units: vgg.VGGBlock(
+      width, units, i < 2, dtype, axis_name
+    ),
+    head=lambda: layers.PoolingHead(num_classes),
+  )
 
 
 def unwired(**arguments: Any) -> Architecture:

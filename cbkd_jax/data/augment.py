@@ -206,7 +206,22 @@ def channel_stats(
     chunk = images[start : start + 1000].astype(np.int64)
     total += chunk.sum(axis=(0, 1, 2))
     squares += (chunk * chunk).sum(axis=(0, 1, 2))
-  count = images.size // images.shape[-1]
+  return moments(total, squares, images.size // images.shape[-1])
+
+
+def moments(
+  total: np.ndarray, squares: np.ndarray, count: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and standard deviation from sums over pixels of 0 to 255.
+
+  Args:
+    total: of the pixels, int [channels].
+    squares: of their squares, likewise.
+    count: of the pixels.
+
+  Returns:
+    (mean, std) for pixels scaled to 0..1, each one float per channel.
+  """
   mean = total / count
   # The variance's numerator as Python integers: exact, so never below 0.
   variance = [

@@ -4,18 +4,16 @@
 Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998).
 """
 
-import re
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from cbkd_jax.errors import UserError
+from cbkd_jax.data import splits
 
 CLASS_NAMES = tuple('0123456789')
 SHAPE = (8, 8, 1)
 TEST_SIZE = 360
-_SPLIT = re.compile(r'(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?')
 
 
 @dataclass(frozen=True)
@@ -46,33 +44,11 @@ def open_split(expression: str, field: str) -> Source:
   Raises:
     UserError: malformed, out of range, or empty.
   """
-  match = _SPLIT.fullmatch(expression)
-  if not match or match[1] not in ('train', 'test'):
-    raise UserError(
-      f"{field} = {expression!r}, but digits has 'train', 'test' and slices "
-      "of them like 'train[:100]' or 'train[10%:-10%]'"
-    )
-  images, labels = _splits()[match[1]]
-  size = len(labels)
-  start = _boundary(match[2], size, 0)
-  stop = _boundary(match[3], size, size)
-  if not 0 <= start < stop <= size:
-    raise UserError(
-      f"{field} = {expression!r} must select some of digits' {size} {match[1]} "
-      f'examples, but stands for {start} to {stop}'
-    )
-  return Source(images[start:stop], labels[start:stop])
-
-
-def _boundary(text: str | None, size: int, default: int) -> int:
-  """One side of a slice in examples; percents go to the closest example."""
-  if text is None:
-    return default
-  if text.endswith('%'):
-    value = round(int(text[:-1]) * size / 100)
-  else:
-    value = int(text)
-  return value + size if value < 0 else value
+  found = _splits()
+  part = splits.parse(expression, field, 'digits', tuple(found))
+  images, labels = found[part.split]
+  chosen = part.of(len(labels))
+  return Source(images[chosen], labels[chosen])
 
 
 @cache

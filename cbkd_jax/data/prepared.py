@@ -2,15 +2,18 @@
 
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cbkd_jax.data.wanted import OWN
 from cbkd_jax.errors import UserError, nearest
 
 # Sets whose code is in this package; all others are TFDS's.
-OWN = ('digits', 'tiny_imagenet')
+_KNOWN = ('digits', 'tiny_imagenet', *OWN)
 # name, name/config, name:version, name/config:version.
 _NAME = re.compile(r'(\w+)(?:/([^/:]+))?(?::(\d+\.\d+\.\d+))?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -20,8 +23,8 @@ def check_name(name: str, data_dir: str) -> None:
   """Refuses a data set that nobody knows; needs no data.
 
   Args:
-    name: as in `load`.
-    data_dir: as in `load`; what is prepared there counts as known.
+    name: as in `Wanted`.
+    data_dir: as in `Wanted`; what is prepared there counts as known.
 
   Raises:
     UserError: the name is malformed or unknown; names the nearest known one.
@@ -33,9 +36,9 @@ def check_name(name: str, data_dir: str) -> None:
       "'name:1.2.3'"
     )
   base = match[1]
-  if base == 'digits' and name != 'digits':
-    raise UserError(f"data.name = {name!r}, but 'digits' has no configs")
-  if base in OWN:
+  if base in ('digits', *OWN) and name != base:
+    raise UserError(f'data.name = {name!r}, but {base!r} has no configs')
+  if base in _KNOWN:
     return
   root = _root(data_dir)
   prepared = (
@@ -48,10 +51,10 @@ def check_name(name: str, data_dir: str) -> None:
   # The community's sets would need the network.
   catalogue = tfds.list_builders(with_community_datasets=False)
   if base not in catalogue:
-    hint = nearest(base, [*OWN, *prepared, *catalogue])
+    hint = nearest(base, [*_KNOWN, *prepared, *catalogue])
     raise UserError(
-      f'data.name = {name!r} is no known data set: neither digits, '
-      f"tiny_imagenet, in TFDS's catalogue nor in {root}{hint}"
+      f'data.name = {name!r} is no known data set: neither '
+      f"{', '.join(_KNOWN)}, in TFDS's catalogue nor in {root}{hint}"
     )
 
 
@@ -104,7 +107,7 @@ def find(name: str, data_dir: str) -> Path:
   )
 
 
-def unreadable(name: str, directory: Any, error: Exception) -> UserError:
+def _unreadable(name: str, directory: Any, error: Exception) -> UserError:
   # TFDS, protobuf and array_record each have their own exceptions and like
   # to explain themselves over several lines.
   reason = ' '.join(str(error).split()) or type(error).__name__
@@ -123,7 +126,7 @@ def open_set(name: str, directory: Path) -> tuple[Any, tuple[str, ...]]:
     features = dict(builder.info.features)
     file_format = builder.info.file_format.value
   except Exception as e:
-    raise unreadable(name, directory, e) from e
+    raise _unreadable(name, directory, e) from e
   if file_format != 'array_record':
     raise UserError(
       f'data.name = {name!r}: {directory} holds {file_format} files, which '
@@ -145,8 +148,26 @@ def open_set(name: str, directory: Path) -> tuple[Any, tuple[str, ...]]:
   return builder, tuple(label.names)
 
 
-def open_split(builder: Any, name: str, expression: str, field: str) -> Any:
-  """A random-access source of the records of a split expression."""
+@dataclass(frozen=True)
+class Source:
+  """TFDS's records by number, with errors of one line."""
+
+  records: Any
+  name: str
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __getitems__(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+    try:
+      return self.records.__getitems__(ids)
+    except Exception as e:
+      directory = self.records.dataset_info.data_dir
+      raise _unreadable(self.name, directory, e) from e
+
+
+def open_split(builder: Any, name: str, expression: str, field: str) -> Source:
+  """The records of a split expression."""
   try:
     size = builder.info.splits[expression].num_examples
   except ValueError as e:
@@ -158,6 +179,7 @@ def open_split(builder: Any, name: str, expression: str, field: str) -> Any:
   if size < 1:
     raise UserError(f'{field} = {expression!r} selects no example of {name}')
   try:
-    return builder.as_data_source(expression)
+    records = builder.as_data_source(expression)
   except Exception as e:
-    raise unreadable(name, builder.data_dir, e) from e
+    raise _unreadable(name, builder.data_dir, e) from e
+  return Source(records, name)

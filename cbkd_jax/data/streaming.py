@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from cbkd_jax.data import crops, prepared, sampler
+from cbkd_jax.data import crops, sampler
 from cbkd_jax.errors import UserError
 
 # Records decoded at once: fewer than a batch of large images, of which every
@@ -115,14 +115,17 @@ class Streamed:
     labels = np.empty(len(ids), np.int32)
     for start in range(0, len(ids), _CHUNK):
       chunk = [int(i) + self.first_record for i in ids[start : start + _CHUNK]]
-      try:
-        records = self.source.__getitems__(chunk)
-      except Exception as e:
-        where = self.source.dataset_info.data_dir
-        raise prepared.unreadable(self.name, where, e) from e
-      for i, record in enumerate(records, start):
+      for i, record in enumerate(self.source.__getitems__(chunk), start):
         position = None if positions is None else int(positions[i])
-        images[i] = self._framed(record['image'], seed, position)
+        image = self._framed(record['image'], seed, position)
+        if image.shape != self.image_shape:
+          what = record.get('where', self.name)
+          raise UserError(
+            f'data.image_shape = {self.image_shape}, but {what} has '
+            f'{image.shape} with data.resize = {self.resize} and data.crop = '
+            f'{self.crop!r}'
+          )
+        images[i] = image
         labels[i] = self._checked(record['label'])
     return images, labels
 
@@ -131,19 +134,7 @@ class Streamed:
   ) -> np.ndarray:
     """An image of the size that is wanted."""
     if self.crop == 'none':
-      image = crops.area_averaged(image, self.resize)
-      if image.shape != self.image_shape:
-        raise UserError(
-          f'data.image_shape = {self.image_shape}, but {self.name} has '
-          f'{image.shape} with data.resize = {self.resize} and data.crop = '
-          f'{self.crop!r}'
-        )
-      return image
-    if image.shape[-1] != self.image_shape[-1]:
-      raise UserError(
-        f'data.image_shape = {self.image_shape}, but {self.name} has '
-        f'{image.shape[-1]} channel(s)'
-      )
+      return crops.area_averaged(image, self.resize)
     size, target = image.shape[:2], self.image_shape[:2]
     if position is None:
       box = crops.central_box(*size, *target)

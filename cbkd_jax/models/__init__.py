@@ -9,25 +9,48 @@ import jax.numpy as jnp
 
 from cbkd_jax.blocks import Architecture
 from cbkd_jax.errors import UserError, nearest
-from cbkd_jax.models import imagenet_resnet, resnet, vgg, wrn
+from cbkd_jax.models import (
+  convnext,
+  densenet,
+  imagenet_resnet,
+  mobilenet,
+  resnet,
+  shufflenet,
+  shufflenet_v2,
+  vgg,
+  vit,
+  wrn,
+)
 
 _MODELS: dict[str, Callable[..., Architecture]] = {
   **resnet.MODELS,
   **imagenet_resnet.MODELS,
   **vgg.MODELS,
   **wrn.MODELS,
+  **mobilenet.MODELS,
+  **shufflenet.MODELS,
+  **shufflenet_v2.MODELS,
+  **densenet.MODELS,
+  **convnext.MODELS,
+  **vit.MODELS,
 }
 
 # Families with more names than are worth listing: name -> function or None.
-_FINDERS = (wrn.find,)
+_FINDERS = (wrn.find, densenet.find)
+_PATTERNS = ('wrn_<depth>_<widen>', 'densenet_bc_<depth>_<growth>')
 
 _MIN_SIDE = 8
 _CHANNELS = (1, 3)
 
 
 def known() -> list[str]:
-  """The listed names; `wrn_<depth>_<widen>` has more."""
+  """The listed names; some families have more, see `choices`."""
   return list(_MODELS)
+
+
+def choices() -> list[str]:
+  """What a model's name may be: the listed ones, and patterns of others."""
+  return [*_MODELS, *_PATTERNS, 'package.module:function']
 
 
 def build(
@@ -40,9 +63,8 @@ def build(
   """The architecture called `name`.
 
   Args:
-    name: one of `known()`, `wrn_<depth>_<widen>`, or `package.module:function`
-      for a function of one's own, which is called with the other arguments as
-      keywords.
+    name: one of `choices()`; `package.module:function` is a function of one's
+      own, which is called with the other arguments as keywords.
     num_classes: the number of logits.
     image_shape: (height, width, channels).
     dtype: compute dtype; parameters and statistics stay float32.
@@ -75,7 +97,7 @@ def _find(name: str) -> Callable[..., Architecture]:
       return function
   raise UserError(
     f"model '{name}' is not known{nearest(name, _MODELS)}; known: "
-    + ', '.join([*_MODELS, 'wrn_<depth>_<widen>', 'package.module:function'])
+    + ', '.join(choices())
   )
 
 

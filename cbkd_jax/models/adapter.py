@@ -1,4 +1,4 @@
-"""A student block between the channels of its teacher's."""
+"""A student block between the channels of its teacher's; blocks as one."""
 
 from typing import Any
 
@@ -45,3 +45,20 @@ class Adapted(nn.Module):
   def _linear(self, width: int, name: str) -> nn.Conv:
     # No ReLU follows: Flax's default initialiser keeps the variance.
     return nn.Conv(width, (1, 1), dtype=self.dtype, name=name)
+
+
+class Chain(nn.Module):
+  """Blocks in a row, as one block with the last one's features.
+
+  Attributes:
+    blocks: from shallow to deep; their params are under 'blocks_0', ...
+  """
+
+  blocks: tuple[nn.Module, ...]
+
+  def __call__(self, x: Array, train: bool) -> BlockOutput:
+    for block in self.blocks:
+      out = block(x, train)
+      x = out.output
+    # Not the chain's own input, but that of its last block, was normalised.
+    return out._replace(normalized_input=None)

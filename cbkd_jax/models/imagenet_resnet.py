@@ -36,7 +36,8 @@ def _imagenet_resnet(
   stem = resnet.Stem(_STEM_WIDTH, kernel, stride, side > 40, dtype, axis_name)
   expansion = 4 if kernels == _BOTTLENECK else 1
   widths = [_STEM_WIDTH * expansion * 2**i for i in range(4)]
-  return resnet.architecture(stem, widths, units, kernels, num_classes)
+  names = {'torchvision': resnet.torch_name, 'timm': resnet.torch_name}
+  return resnet.architecture(stem, widths, units, kernels, num_classes, names)
 
 
 MODELS = {

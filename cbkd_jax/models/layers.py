@@ -16,11 +16,15 @@ from cbkd_jax.blocks import KEPT, RECOMPUTING, Array, HeadOutput, Layer
 # Flax's own default momentum is 0.99; torch's 0.1 is 0.9 in flax's sense.
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
+# ViT's and ConvNeXt's; torch's own default is 1e-5.
+LAYER_NORM_EPSILON = 1e-6
 
 # He et al. (2015), by fan-out: keeps the size of gradients through ReLUs.
 CONV_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # Uniform in ±1/sqrt(fan_in), as torch draws its linear layers.
 DENSE_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+# ViT's and ConvNeXt's "truncated" normal is cut off at 100 deviations.
+SMALL_INIT = nn.initializers.normal(0.02)
 
 
 def conv(
@@ -28,11 +32,14 @@ def conv(
   kernel: int = 3,
   stride: int = 1,
   *,
+  groups: int = 1,
   use_bias: bool = False,
   dtype: Any,
   name: str,
 ) -> nn.Conv:
   """A square convolution of odd `kernel`, padded alike on every side.
+
+  As many `groups` as channels make it depthwise.
 
   'SAME' would pad an even image on the right only where `stride` is 2, which
   shifts the image against that of the published networks.
@@ -42,6 +49,7 @@ def conv(
     (kernel, kernel),
     strides=stride,
     padding=kernel // 2,
+    feature_group_count=groups,
     use_bias=use_bias,
     kernel_init=CONV_INIT,
     dtype=dtype,
@@ -61,6 +69,21 @@ def batch_norm(
     axis_name=axis_name,
     name=name,
   )
+
+
+def layer_norm(*, dtype: Any, name: str) -> nn.LayerNorm:
+  """Layer normalisation over channels, its statistics in float32.
+
+  The variance is taken around the mean, not as a difference of squares.
+  """
+  return nn.LayerNorm(
+    epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name
+  )
+
+
+def dense(width: int, *, dtype: Any, name: str) -> nn.Dense:
+  """A dense layer with bias, as ViT and ConvNeXt draw it."""
+  return nn.Dense(width, kernel_init=SMALL_INIT, dtype=dtype, name=name)
 
 
 def unit(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,6 +112,27 @@ def materialise(x: Any) -> Any:
   if jax.default_backend() != 'cpu':
     return x
   return jax.lax.optimization_barrier(x)
+
+
+class ConvNorm(nn.Module):
+  """Convolution, normalisation and activation."""
+
+  width: int
+  kernel: int
+  stride: int = 1
+  activation: Callable[[Array], Array] = nn.relu
+  dtype: Any = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    x = conv(
+      self.width, self.kernel, self.stride, dtype=self.dtype, name='conv'
+    )(x)
+    x = batch_norm(
+      train, dtype=self.dtype, axis_name=self.axis_name, name='norm'
+    )(x)
+    return self.activation(x)
 
 
 def pool_and_classify(
@@ -121,3 +165,21 @@ class PoolingHead(nn.Module):
 
 
 POOLING_HEAD_WIRING = (Layer('classifier', 'input', None),)
+
+
+class ConvHead(nn.Module):
+  """The head of the families that widen once more: `last`, 1x1, before it."""
+
+  num_classes: int
+  last: nn.Module
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> HeadOutput:
+    return pool_and_classify(self.last(x, train), self.num_classes)
+
+
+CONV_HEAD_WIRING = (
+  Layer('last/conv', 'input', 'hidden'),
+  Layer('last/norm', None, 'hidden'),
+  Layer('classifier', 'hidden', None),
+)

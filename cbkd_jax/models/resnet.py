@@ -6,7 +6,7 @@ twofold.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -113,12 +113,25 @@ class ResidualBlock(nn.Module):
     return BlockOutput(x, pre_activation, x)
 
 
+def torch_name(part: int, path: str) -> str:
+  """The name that torchvision, timm, RepDistiller and mdistiller all use."""
+  if path == 'classifier':
+    return 'fc'
+  module, layer = path.split('/')
+  if module == 'stem':
+    return {'conv': 'conv1', 'norm': 'bn1'}[layer]
+  shortcut = {'shortcut': 'downsample.0', 'shortcut_norm': 'downsample.1'}
+  layer = shortcut.get(layer, layer.replace('norm', 'bn'))
+  return f'layer{part + 1}.{module.removeprefix("unit_")}.{layer}'
+
+
 def architecture(
   stem: Stem,
   widths: Sequence[int],
   units: Sequence[int],
   kernels: tuple[int, ...],
   num_classes: int,
+  torch_names: Mapping[str, Callable[[int, str], str]],
 ) -> Architecture:
   """A ResNet: `stem` and one group per block, all but the first strided."""
 
@@ -146,6 +159,7 @@ def architecture(
     width_step=1 if len(kernels) == 2 else 4,
     wiring=wiring,
     cut_norm=lambda i, units: (i, f'unit_{units - 1}/norm{len(kernels)}'),
+    torch_names=torch_names,
   )
 
 
@@ -187,7 +201,9 @@ def _cifar_resnet(
   del image_shape  # The same network at every size.
   stem = Stem(stem_width, dtype=dtype, axis_name=axis_name)
   units = ((depth - 2) // 6,) * 3
-  return architecture(stem, widths, units, (3, 3), num_classes)
+  return architecture(
+    stem, widths, units, (3, 3), num_classes, {'repdistiller': torch_name}
+  )
 
 
 MODELS = {

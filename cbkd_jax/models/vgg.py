@@ -81,6 +81,18 @@ def _wiring(index: int, units: int) -> tuple[Layer, ...]:
   return tuple(found)
 
 
+def _torch_name(part: int, path: str) -> str:
+  """RepDistiller's name, which is mdistiller's too.
+
+  There a group is a sequence of convolution, norm, ReLU and so on.
+  """
+  if path == 'classifier':
+    return path
+  unit, layer = path.split('/')
+  position = 3 * int(unit.removeprefix('unit_')) + (layer == 'norm')
+  return f'block{part}.{position}'
+
+
 def _vgg(
   num_classes: int,
   image_shape: Sequence[int],
@@ -101,6 +113,7 @@ def _vgg(
     head=lambda: layers.PoolingHead(num_classes),
     wiring=_wiring,
     cut_norm=lambda i, units: (i, f'unit_{units - 1}/norm'),
+    torch_names={'repdistiller': _torch_name},
   )
 
 

@@ -121,6 +121,18 @@ def _wiring(
   return tuple(found)
 
 
+def _torch_name(part: int, path: str) -> str:
+  """RepDistiller's name, which is mdistiller's too."""
+  if path in _TORCH_NAMES:
+    return _TORCH_NAMES[path]
+  unit, layer = path.split('/')
+  layer = layer.replace('norm', 'bn').replace('shortcut', 'convShortcut')
+  return f'block{part + 1}.layer.{unit.removeprefix("unit_")}.{layer}'
+
+
+_TORCH_NAMES = {'stem': 'conv1', 'norm': 'bn1', 'classifier': 'fc'}
+
+
 def _wrn(
   num_classes: int,
   image_shape: Sequence[int],
@@ -147,6 +159,7 @@ def _wrn(
     ),
     # The next part's first layer, in front of the activation.
     cut_norm=lambda i, _: (i + 1, 'norm' if i == 2 else 'unit_0/norm1'),
+    torch_names={'repdistiller': _torch_name},
   )
 
 

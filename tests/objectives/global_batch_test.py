@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import method_runs
 import numpy as np
 import pytest
 import tiny
@@ -69,7 +71,8 @@ def run(devices, global_batch=True):
     *((*theirs[:2], *ours[2:]) for ours, theirs in zip(own, teacher))
   )
   replicas = step.Replicas('pmap', tuple(jax.devices()[:devices]))
-  state = step.create_train_state(spec, student, teacher, jax.random.key(3))
+  with mock.patch.object(step, '_create', method_runs.draw_state):
+    state = step.create_train_state(spec, student, teacher, jax.random.key(3))
   state, teacher = replicas.put(state), replicas.put(teacher)
   data = replicas.put(step.Resident(*tiny.images(EXAMPLES)))
   rows = np.random.default_rng(0).permutation(EXAMPLES)[: STEPS * BATCH]
