@@ -73,11 +73,8 @@ def measure(
   began = time.monotonic()
   keep = tuple(sorted(keep, reverse=True))
   raw = exp.config['compression']['init'] == 'slice'
-  tried = trials.tried(
-    {k: trial_start.student(exp, exp.architecture, k) for k in keep},
-    exp.dtype,
-    raw,
-  )
+  students = {k: trial_start.student(exp, exp.architecture, k) for k in keep}
+  tried = trials.tried(students, exp.dtype, raw)
   training, rating = _rows(exp, len(train), steps)
   network = sharding.gathered(exp.teacher_network, exp.replicas)
   on_devices = exp.replicas.divide(teacher)
@@ -87,17 +84,17 @@ def measure(
     network, on_devices, augmentation, exp.replicas, calibration
   )
   first = trial_start.first(exp, keep, teacher, train, augmentation, spreads)
-  placed, groups = exp.replicas.put(spreads), []
+  groups = []
   for k in keep:
-    group = [t for t in dict.fromkeys(tried.values()) if t.keep == k]
-    begun = [
-      trials.start(t, first[t.block, k], spreads[t.block]) for t in group
-    ]
+    # Of equal blocks only the first is tried.
+    group = tuple(t for t in dict.fromkeys(tried.values()) if t.keep == k)
     if group:
-      program = trials.compiled_step(
-        network, tuple(group), augmentation, exp.replicas
-      )
+      program = trials.compiled_step(network, group, augmentation, exp.replicas)
+      begun = [
+        trials.start(t, first[t.block, k], spreads[t.block]) for t in group
+      ]
       groups.append(_Group(program, group, exp.replicas, *zip(*begun)))
+  placed = exp.replicas.put(spreads)
   compile_seconds = 0.0
   for at, batch in enumerate(
     _batches(exp.replicas, train, [*training, *rating])
@@ -138,6 +135,7 @@ class _Group:
   ):
     self.program, self.trials, self.replicas = program, group, replicas
     self.states, self.sizes = replicas.put((states, sizes))
+    self.last: jax.Array | None = None
     self.rated: list[jax.Array] = []
 
   def arguments(
@@ -150,9 +148,11 @@ class _Group:
 
   def step(self, given: Any, rate: float, rates: bool) -> None:
     """Takes a step; `rates`: its losses are the trials' ratings."""
-    self.states, losses = self.program(*self.arguments(given, rate))
+    # Else the devices' memory fills with batches that wait for their turn.
+    jax.block_until_ready(self.last)
+    self.states, self.last = self.program(*self.arguments(given, rate))
     if rates:
-      self.rated.append(losses)
+      self.rated.append(self.last)
 
   def losses(self) -> dict[Trial, float]:
     """Each trial's error over the variance of its target."""

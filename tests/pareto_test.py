@@ -14,7 +14,9 @@ import tiny_run
 from cbkd_jax import damages, experiment, probe, sweep, sweep_plot
 from cbkd_jax.errors import Preempted
 
+# Of one phase: fewer programs.
 CHANGES = {
+  'order': 'joint_inherited',
   'compression__probe': True,
   'compression__probe_steps': 2,
   'compression__probe_keep': (0.5,),
@@ -54,7 +56,7 @@ def swept(tmp_path_factory, quick_compilation):
   with mock.patch.object(probe, 'measure', counted):
     for run in runs:
       with pytest.raises(Preempted):
-        _sweep(directory, (run / 'stage_1').exists)
+        _sweep(directory, (run / 'joint_inherited').exists)
     budgets = [json.loads((run / 'budget.json').read_text()) for run in runs]
     before = (runs[0] / 'summary.json').stat().st_mtime_ns
     result = _sweep(directory)
