@@ -6,14 +6,13 @@ which a block's `reduce` reads the width of the block before it: a chain, whose
 best choice is found exactly, block by block. Numbers alone here, no networks.
 """
 
-import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from cbkd_jax.chain import BlockCosts, Chain
 from cbkd_jax.errors import UserError, nearest
 
 KINDS = ('params', 'flops', 'bytes', 'latency_ms')
@@ -34,28 +33,6 @@ class Target(NamedTuple):
 
   def __str__(self) -> str:
     return f'{self.kind}:{self.value:g}'
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockCosts:
-  """The candidates of one compressed block and what each costs.
-
-  A candidate costs `own + per_channel * channels of the block before`.
-
-  Attributes:
-    keep: keep ratios, descending, no two of the same width.
-    channels: per candidate, what it hands on to the next block; where the
-      next one has no `reduce`, of no meaning.
-    own: per candidate, the cost that does not depend on the block before; of
-      the deepest block with the head's, of the first compressed one all.
-    per_channel: per candidate, the cost of its `reduce` per channel that it
-      reads; 0 in the first compressed block.
-  """
-
-  keep: tuple[float, ...]
-  channels: tuple[int, ...]
-  own: tuple[float, ...]
-  per_channel: tuple[float, ...]
 
 
 class OutOfReachError(ValueError):
@@ -172,19 +149,19 @@ def solve(
   Raises:
     OutOfReachError: no choice is near enough.
   """
-  problem = _Problem(costs, damages, fixed, any_order)
+  chain = Chain(costs, damages, fixed, any_order)
   lower, upper = (1 - tolerance) * target, (1 + tolerance) * target
-  found = problem.choices(-math.inf, target, best_only=True)
+  found = chain.choices(-math.inf, target, best_only=True)
   # The best of all below the target; nearly always it is close to it.
   best = found.best(found.damage, found.cost)
   if best is None or best.cost < lower:
-    found = problem.choices(lower, target)
+    found = chain.choices(lower, target)
     best = found.best(found.damage, found.cost)
   if best is None:
-    found = problem.choices(target, upper)
+    found = chain.choices(target, upper)
     best = found.best(found.cost, found.damage)
   if best is None:
-    raise OutOfReachError(*problem.nearest(target))
+    raise OutOfReachError(*chain.nearest(target))
   return best.choice
 
 
@@ -193,140 +170,4 @@ def extremes(
 ) -> tuple[float, float]:
   """What the cheapest and the dearest choice cost."""
   harmless = [np.zeros(len(block.keep)) for block in costs]
-  return _Problem(costs, harmless, fixed, any_order).extremes()
-
-
-class _Best(NamedTuple):
-  cost: float
-  choice: tuple[int, ...]
-
-
-class _Choices(NamedTuple):
-  """Choices for the first so many blocks, one a row."""
-
-  cost: np.ndarray
-  damage: np.ndarray
-  choice: np.ndarray
-
-  def best(self, *keys: np.ndarray) -> _Best | None:
-    """The smallest by `keys`, then by the indices, if there is any."""
-    if not len(self.cost):
-      return None
-    first = self.sorted(*keys)
-    return _Best(float(first.cost[0]), tuple(map(int, first.choice[0])))
-
-  def sorted(self, *keys: np.ndarray) -> '_Choices':
-    # Of lexsort's keys the last one is the first to be looked at.
-    order = np.lexsort((*self.choice.T[::-1], *keys[::-1]))
-    return _Choices(*(array[order] for array in self))
-
-  def pruned(self, best_only: bool) -> '_Choices':
-    """Without those that others of the same last candidate make useless.
-
-    Args:
-      best_only: an equally cheap or cheaper one with less damage does so;
-        else only an equally cheap one with less damage.
-    """
-    rows = self.sorted(self.cost, self.damage)
-    new = np.ones(len(rows.cost), bool)
-    if best_only:
-      least = np.minimum.accumulate(rows.damage)
-      new[1:] = rows.damage[1:] < least[:-1]
-    else:
-      new[1:] = rows.cost[1:] != rows.cost[:-1]
-    return _Choices(*(array[new] for array in rows))
-
-
-class _Problem:
-  """A chain of blocks."""
-
-  def __init__(self, costs, damages, fixed: float, any_order: bool) -> None:
-    self.damages = [np.asarray(d, float) for d in damages]
-    self.fixed = fixed
-    keep = [np.asarray(block.keep) for block in costs]
-    self.own = [np.asarray(block.own, float) for block in costs]
-    # Per block [candidate before, own candidate]: cost, and which may follow.
-    self.steps, self.allowed = [], []
-    for i, (before, block) in enumerate(itertools.pairwise(costs), start=1):
-      read = np.outer(before.channels, block.per_channel)
-      self.steps.append(self.own[i] + read)
-      follows = keep[i - 1][:, None] >= keep[i]
-      self.allowed.append(np.ones_like(follows) if any_order else follows)
-    self.least = self._rest(np.inf, np.min)
-    self.most = self._rest(-np.inf, np.max)
-
-  def _rest(self, never: float, extreme) -> list[np.ndarray]:
-    """Per block and candidate the extreme cost of all deeper blocks."""
-    rest = [np.zeros(len(self.own[-1]))]
-    for step, allowed in zip(self.steps[::-1], self.allowed[::-1]):
-      rest.insert(0, extreme(np.where(allowed, step + rest[0], never), axis=1))
-    return rest
-
-  def extremes(self) -> tuple[float, float]:
-    """The least and the largest cost."""
-    first = self.own[0] + self.fixed
-    return (
-      float((first + self.least[0]).min()),
-      float((first + self.most[0]).max()),
-    )
-
-  def nearest(self, target: float) -> tuple[float | None, float | None]:
-    """The costs next to the target, below (or the same) and above."""
-    least, most = self.extremes()
-    if least > most:  # no order of keep ratios is allowed
-      return None, None
-    if least > target or most <= target:
-      return (None, least) if least > target else (most, None)
-    # In windows that grow: there may be very many choices in all.
-    below, above, window = np.zeros(0), np.zeros(0), 0.02
-    while not (len(below) and len(above)):
-      if not len(below):
-        below = self.choices(target * (1 - window), target).cost
-      if not len(above):
-        above = self.choices(target, target * (1 + window)).cost
-        above = above[above > target]
-      window *= 2
-    return float(below.max()), float(above.min())
-
-  def choices(
-    self, lower: float, upper: float, best_only: bool = False
-  ) -> _Choices:
-    """Choices that cost from `lower` to `upper`, none better left out."""
-    groups = []  # by candidate of the last block so far
-    for j in range(len(self.own[0])):
-      row = _Choices(
-        self.own[0][j : j + 1] + self.fixed,
-        self.damages[0][j : j + 1],
-        np.array([[j]]),
-      )
-      groups.append(self._within(row, 0, j, lower, upper))
-    for i, (step, allowed) in enumerate(zip(self.steps, self.allowed), start=1):
-      shallower, groups = groups, []
-      for j in range(len(self.own[i])):
-        rows = [
-          _Choices(
-            before.cost + step[k, j],
-            before.damage + self.damages[i][j],
-            np.pad(before.choice, ((0, 0), (0, 1)), constant_values=j),
-          )
-          for k, before in enumerate(shallower)
-          if allowed[k, j] and len(before.cost)
-        ]
-        rows = _joined(rows, i + 1)
-        rows = self._within(rows, i, j, lower, upper)
-        groups.append(rows.pruned(best_only))
-    return _joined(groups, len(self.own))
-
-  def _within(
-    self, rows: _Choices, block: int, index: int, lower: float, upper: float
-  ) -> _Choices:
-    """Those that deeper blocks can still bring between the bounds."""
-    fits = rows.cost + self.least[block][index] <= upper
-    fits &= rows.cost + self.most[block][index] >= lower
-    return _Choices(*(array[fits] for array in rows))
-
-
-def _joined(rows: Sequence[_Choices], blocks: int) -> _Choices:
-  if not rows:
-    return _Choices(np.zeros(0), np.zeros(0), np.zeros((0, blocks), int))
-  return _Choices(*(np.concatenate(arrays) for arrays in zip(*rows)))
+  return Chain(costs, harmless, fixed, any_order).extremes()
