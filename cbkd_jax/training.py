@@ -28,6 +28,7 @@ from cbkd_jax import (
   data,
   experiment,
   initialization,
+  networks,
   prediction,
   probe,
   processes,
@@ -329,7 +330,12 @@ def _probe(run: Run) -> Experiment:
     if not processes.is_first():
       return None
     found = budget_search.find(
-      experiment.choice(exp.config, exp.local, exp.stages),
+      networks.choice(
+        exp.config,
+        exp.local,
+        exp.local_student.other,
+        exp.stages[-1].objective,
+      ),
       budget.parse(fields['target']),
       jax.local_devices()[0],
       functools.partial(damages.damages, losses),
