@@ -43,6 +43,11 @@ class Student:
   inputs: tuple[int, ...]
   units: tuple[int, ...]
 
+  @property
+  def other(self) -> Architecture | None:
+    """Its family where that is not the teacher's."""
+    return None if self.family is self.teacher else self.family
+
   def network(self, dtype, folded: bool) -> Network:
     """The student: with the teacher's interface at every cut, or folded."""
     last = len(self.widths) - 1

@@ -222,11 +222,6 @@ def check(config: Mapping[str, Any]) -> None:
       'compression.probe = True: goes with compression.target, which is '
       "'': without a budget there is nothing to decide"
     )
-  if config['compression']['probe'] and config['compression']['model']:
-    raise UserError(
-      'compression.probe = True: must be False with compression.model, whose '
-      "deepest block need not end at the teacher's size"
-    )
   channels = config['data']['image_shape'][-1]
   for name in 'mean', 'std':
     if len(config['data'][name]) not in (0, channels):

@@ -66,13 +66,21 @@ def family(
   """
   fields, found = config['compression'], None
   if fields['model']:
+    own = model(config, 'compression.model', axis_name)
+    image_shape = tuple(config['data']['image_shape'])
     found = cut_alike(
-      model(config, 'compression.model', axis_name),
+      own,
       teacher,
       inherit=config['inherit'],
-      image_shape=tuple(config['data']['image_shape']),
+      image_shape=image_shape,
       name=fields['model'],
     )
+    if fields['probe'] and not wrapping.end_alike(own, teacher, image_shape):
+      raise UserError(
+        'compression.probe = True: must be False with compression.model = '
+        f'{fields["model"]!r}, whose deepest block does not end at the '
+        "teacher's size"
+      )
   refused = None
   if fields['init'] == 'slice' and (found or teacher).wiring is None:
     refused = 'this teacher.model gives no wiring'

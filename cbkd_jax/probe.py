@@ -73,7 +73,7 @@ def measure(
   began = time.monotonic()
   keep = tuple(sorted(keep, reverse=True))
   raw = exp.config['compression']['init'] == 'slice'
-  students = {k: trial_start.student(exp, exp.architecture, k) for k in keep}
+  students = {k: trial_start.student(exp, exp.student, k) for k in keep}
   tried = trials.tried(students, exp.dtype, raw)
   training, rating = _rows(exp, len(train), steps)
   network = sharding.gathered(exp.teacher_network, exp.replicas)

@@ -330,7 +330,12 @@ def _probe(run: Run) -> Experiment:
     if not processes.is_first():
       return None
     found = budget_search.find(
-      networks.choice(exp.config, exp.local, None, exp.stages[-1].objective),
+      networks.choice(
+        exp.config,
+        exp.local,
+        exp.local_student.other,
+        exp.stages[-1].objective,
+      ),
       budget.parse(fields['target']),
       jax.local_devices()[0],
       functools.partial(damages.damages, losses),

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cbkd_jax import blocks, compression, initialization, trials
-from cbkd_jax.blocks import Architecture, Network, Tree, Variables
+from cbkd_jax import blocks, compression, initialization, networks, trials
+from cbkd_jax.blocks import Network, Tree, Variables
 from cbkd_jax.data import Split, Streamed
 from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.experiment import Experiment
@@ -15,19 +15,12 @@ from cbkd_jax.trials import Spread
 
 
 def student(
-  exp: Experiment, architecture: Architecture, keep: float
+  exp: Experiment, like: compression.Student, keep: float
 ) -> compression.Student:
-  """The student whose compressed blocks all have one keep ratio."""
-  fields, inherit = exp.config['compression'], exp.config['inherit']
-  rest = len(architecture.widths) - inherit
-  return compression.compress(
-    architecture,
-    keep=(1.0,) * inherit + (keep,) * rest,
-    depth=fields['depth'],
-    inherit=inherit,
-    width_multiple_of=fields['width_multiple_of'],
-    allow_any_order=fields['allow_any_order'],
-  )
+  """A student like another, whose compressed blocks have one keep ratio."""
+  inherit = like.inherit
+  ratios = (1.0,) * inherit + (keep,) * (len(like.widths) - inherit)
+  return networks.student(exp.config, like.teacher, like.other, ratios)
 
 
 def first(
@@ -43,7 +36,7 @@ def first(
   Of trials that are one, the first keep ratio alone has an entry.
   """
   kind = exp.config['compression']['init']
-  students = {k: student(exp, exp.local, k) for k in keep}
+  students = {k: student(exp, exp.local_student, k) for k in keep}
   local = trials.tried(students, exp.dtype, raw=kind == 'slice')
   if kind == 'pca':
     outputs = _outputs(exp, teacher, train, augmentation)

@@ -82,6 +82,18 @@ def cut_alike(
   )
 
 
+def end_alike(
+  family: Architecture,
+  teacher: Architecture,
+  image_shape: tuple[int, int, int],
+) -> bool:
+  """Whether the deepest blocks, too, end with maps of one size."""
+  return (
+    _sizes(family.network(), image_shape, 'this model')[-1]
+    == _sizes(teacher.network(), image_shape, 'the teacher')[-1]
+  )
+
+
 def _sizes(
   network: Network, image_shape: tuple[int, int, int], whose: str
 ) -> list[Size]:

@@ -123,7 +123,7 @@ class _Constant(nn.Module):
 def alone(exp, teacher):
   """`first weights of block 1's students -> states and losses of all`."""
   network = exp.teacher_network
-  student = trial_start.student(exp, exp.architecture, 0.5)
+  student = trial_start.student(exp, exp.student, 0.5)
   small = tuple(trials.tried({0.5: student}, exp.dtype, True).values())
   group = (
     trials.Trial(1, 1.0, _Frozen(network.blocks[1]), True),
@@ -189,7 +189,7 @@ def test_a_loss_is_the_variance_that_is_left(exp, teacher, alone):
   network = exp.local.network()
   outputs, _ = blocks.run(network, teacher, x)
   y = np.float64(outputs[2].output)
-  student = trial_start.student(exp, exp.local, 0.5)
+  student = trial_start.student(exp, exp.local_student, 0.5)
   trial = trials.tried({0.5: student}, exp.dtype, True)[2, 0.5]
   spreads = [trials.Spread(1, 0, 1)] * 3
   params, batch_stats = trial_start.first(
@@ -212,6 +212,19 @@ def test_pca_begins_better_than_the_mean(exp, teacher, monkeypatch):
   values = tiny_run.values(compression__init='pca')
   found = _measure(experiment.build(values), teacher, keep=(0.5,))
   assert all(0 < loss < 1 for (loss,) in found.losses)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'widths'),
+  [({'depth': (1, 1, 1)}, (4, 3, 4)), ({'model': 'tiny_run:wider'}, (4, 4, 4))],
+)
+def test_trials_are_of_the_config_s_student(changes, widths):
+  changes = {f'compression__{name}': value for name, value in changes.items()}
+  changes['compression__init'] = 'random'
+  exp = experiment.build(tiny_run.values(**changes))
+  student = trial_start.student(exp, exp.student, 0.5)
+  assert student.widths == widths
+  assert student.family == exp.student.family
 
 
 LOSSES = damages.Losses(
@@ -256,7 +269,6 @@ def test_the_plan_says_that_it_cannot_know():
   ('changes', 'message'),
   [
     ({'compression__target': ''}, 'probe = True: goes with compression.target'),
-    ({'compression__model': 'resnet8'}, 'probe = True: must be False with'),
     ({'compression__probe_steps': 0}, 'probe_steps = 0: must be an integer'),
     ({'compression__probe_keep': (0.5, 1.0)}, 'above 0 and below 1'),
     ({'compression__probe_keep': ()}, 'above 0 and below 1'),

@@ -181,6 +181,15 @@ def test_a_chain_is_its_blocks_one_after_the_other(exp):
       "compression.model = 'resnet8': the teacher .* 2x2 at its cut 1, .* 2x2$",
     ),
     (
+      {
+        'teacher__model': 'resnet8',
+        'compression__model': 'resnet18',
+        'compression__target': 'params:0.5',
+        'compression__probe': True,
+      },
+      "probe = True: must be False with compression.model = 'resnet18'",
+    ),
+    (
       {'compression__model': 'vit_tiny'},
       "compression.model = 'vit_tiny': this model hands tokens, .* one family",
     ),
