@@ -71,7 +71,8 @@ def sweep(
     title = f'{values["teacher"]["model"]} on {values["data"]["name"]}'
     show(result, title, console)
     sweep_plot.write(result, title, directory / 'pareto.png')
-    console.print(f'{directory / "pareto.png"}', highlight=False)
+    for name in ('pareto.json', 'pareto.png'):
+      console.print(f'{directory / name}', highlight=False, soft_wrap=True)
   if diverged:
     raise NonFiniteLossError('; '.join(diverged))
   return result

@@ -15,6 +15,7 @@ from cbkd_jax import (
   counting,
   experiment,
   latency,
+  networks,
   processes,
   shared_teacher,
   training,
@@ -146,7 +147,7 @@ def test_a_settled_config_has_the_ratios_and_no_target():
 @pytest.fixture
 def choice():
   exp = experiment.build(tiny_run.values(), tuple(jax.devices()[:1]))
-  return experiment.choice(exp.config, exp.local, exp.stages)
+  return networks.choice(exp.config, exp.local, None, exp.stages[-1].objective)
 
 
 def test_few_students_are_measured_for_a_latency(choice, monkeypatch):

@@ -25,6 +25,8 @@ def test_a_step_takes_the_same_numbers():
 def test_gathered_arrays_are_gathered_again_once(monkeypatch):
   """With or without: none is kept whole for the backward pass."""
   monkeypatch.setattr(replicas, '_LEAST_SHARDED', 1)
+  # What other tests have compiled for this spec may be sharded otherwise.
+  step.compiled_train.cache_clear()
   runs = [
     step_test.Run.of(
       step_test.make('thaw', axis=None, remat=remat), 4, 'jit', 4

@@ -227,9 +227,7 @@ def architecture(
   """
   del axis_name
   side = min(image_shape[:2])
-  patch = next(
-    (p for p, most in ((2, 16), (4, 40), (8, 96)) if side <= most), 16
-  )
+  patch = next((p for p, most in _PATCHES if side <= most), _LARGEST_PATCH)
   if any(side % patch for side in image_shape[:2]):
     raise UserError(
       f"model '{name}': image shape {tuple(image_shape)}: height and width "
