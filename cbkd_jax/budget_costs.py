@@ -129,8 +129,12 @@ def _candidates(choice: Choice, block: int, most: int) -> tuple[float, ...]:
     if student.widths[block] == width:
       found.append(width)
   if not found:
-    _narrow(choice, {})  # says why
-    raise AssertionError(f'block {block} has no width')
+    _narrow(choice, {})  # may say why
+    raise UserError(
+      'compression.width_multiple_of: leaves no width in block '
+      f'{block}, of {whole} channels, that a target can choose; must be '
+      'smaller'
+    )
   if len(found) > most:
     goals = whole * (np.arange(most, 0, -1) / most) ** 2
     nearest = {min(found, key=lambda w: abs(w - goal)) for goal in goals}

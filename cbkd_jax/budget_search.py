@@ -48,6 +48,19 @@ class Found:
     report = {'kind': kind, 'wanted': wanted, 'got': self.got}
     return report | ({'quartiles': self.quartiles} if self.quartiles else {})
 
+  def report_of(
+    self, teacher: Mapping[str, float], student: Mapping[str, float]
+  ) -> dict[str, Any]:
+    """`report` of a run's own networks, from their counted costs.
+
+    Runs of several objectives may share this student, and some give it
+    another head than it was chosen with.
+    """
+    report = self.report()
+    if kind := _KINDS.get(report['kind']):
+      report['got'] = student[kind] / teacher[kind]
+    return report
+
 
 def says(report: Mapping[str, Any]) -> str:
   """`Found.report` in words."""
@@ -125,11 +138,7 @@ def _out_of_reach(
   field, name = f"compression.target = '{target}'", _NAMES[target.kind]
   of = f"of the teacher's {name}"
   if error.below is None and error.above is None:
-    return UserError(
-      f'{field}: with the widths that compression.width_multiple_of leaves, '
-      'keep ratios have to grow with depth; compression.allow_any_order=True '
-      'permits it'
-    )
+    return _growing(target)
   if error.below is None:
     return UserError(
       f'{field}: the smallest possible student has {error.above / whole:.4f} '
@@ -146,6 +155,14 @@ def _out_of_reach(
   )
 
 
+def _growing(target: Target) -> UserError:
+  return UserError(
+    f"compression.target = '{target}': with the widths that "
+    'compression.width_multiple_of leaves, keep ratios have to grow with '
+    'depth; compression.allow_any_order=True permits it'
+  )
+
+
 def _fast_enough(
   choice: Choice, target: Target, device: Any, damages: Damages
 ) -> Found:
@@ -158,6 +175,8 @@ def _fast_enough(
   least, most = budget.extremes(
     table.blocks, fixed=table.fixed, any_order=choice.any_order
   )
+  if least > most:  # there is no choice at all
+    raise _growing(target)
   measured: dict[tuple[float, ...], latency.Latency] = {}
 
   def at(place: float) -> float:

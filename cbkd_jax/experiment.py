@@ -291,6 +291,8 @@ def build(
     for teacher, axis_name in ((architecture, axis), (local, None))
   ]
   keep = config['compression']
+  if keep['probe']:
+    networks.check_probe(config, local, families[1])
   if keep['target']:
     if found is None:
       found = budget_search.find(
@@ -350,7 +352,8 @@ def settled(config: Mapping[str, Any]) -> Mapping[str, Any]:
   if not fields['target']:
     return config
   keep = build(config).config['compression']['keep']
-  return {**config, 'compression': {**fields, 'keep': keep, 'target': ''}}
+  fields = {**fields, 'keep': keep, 'target': '', 'probe': False}
+  return {**config, 'compression': fields}
 
 
 def _replicas(

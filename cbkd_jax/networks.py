@@ -130,6 +130,33 @@ def student(
   )
 
 
+def check_probe(
+  config: Mapping[str, Any],
+  teacher: Architecture,
+  other: Architecture | None,
+) -> None:
+  """Makes the students that a probe tries: it comes after the teacher.
+
+  Args:
+    config: nested plain values.
+    teacher: the teacher's architecture.
+    other: the student's `family`.
+
+  Raises:
+    UserError: a keep ratio is not possible.
+  """
+  inherit, tried = config['inherit'], config['compression']['probe_keep']
+  for ratio in tried:
+    compressed = len(teacher.widths) - inherit
+    keep = (1.0,) * inherit + (ratio,) * compressed
+    try:
+      student(config, teacher, other, keep)
+    except UserError as error:
+      raise UserError(
+        f'compression.probe_keep = {tried}: {ratio:g}: {error}'
+      ) from None
+
+
 def choice(
   config: Mapping[str, Any],
   teacher: Architecture,

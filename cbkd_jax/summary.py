@@ -85,7 +85,7 @@ def summarize(
     },
     'compression': {
       'keep': exp.config['compression']['keep'],
-      'target': exp.found and exp.found.report(),
+      'target': exp.found and exp.found.report_of(teacher_total, student_total),
       'params_ratio': teacher_total['params'] / student_total['params'],
       'flops_ratio': (
         teacher_total['flops_per_example'] / student_total['flops_per_example']
@@ -171,7 +171,7 @@ def show_results(
 def new_table(title: str) -> rich.table.Table:
   """A table that fits 80 columns."""
   return rich.table.Table(
-    title=title,
+    title=rich.text.Text(title, 'table.title'),  # a path is no markup
     title_justify='left',
     box=rich.box.SIMPLE_HEAD,
     pad_edge=False,
@@ -209,6 +209,7 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
     f'examples, batch size {config["batch_size"]} on '
     f'{len(exp.replicas.devices)} device(s), seed {config["seed"]}',
     highlight=False,
+    markup=False,
   )
   _show_blocks(exp, console)
   if exp.found:

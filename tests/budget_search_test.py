@@ -119,6 +119,18 @@ def test_a_comparison_has_one_student(run, tmp_path, monkeypatch):
   assert exp.student.widths == (4, 3, 4)
 
 
+def test_a_report_is_of_the_runs_own_student():
+  """SimKD's has a larger head than that which another objective chose."""
+  teacher = {'params': 800, 'flops_per_example': 5e3, 'bytes': 3200}
+  student = {'params': 700, 'flops_per_example': 4e3, 'bytes': 2800}
+  report = FOUND.report_of(teacher, student)
+  assert report == {'kind': 'params', 'wanted': 0.485, 'got': 0.875}
+  flops = dataclasses.replace(FOUND, target='flops:0.5')
+  assert flops.report_of(teacher, student)['got'] == 0.8
+  timed = Found('latency_ms:3', (1.0, 0.5, 0.25), 2.9, (2.8, 3.1))
+  assert timed.report_of(teacher, student) == timed.report()
+
+
 def test_processes_have_the_first_ones_student(tmp_path, monkeypatch):
   """What is measured differs from process to process."""
   monkeypatch.setattr(processes, 'is_first', lambda: False)
@@ -142,6 +154,9 @@ def test_a_settled_config_has_the_ratios_and_no_target():
     'keep': FOUND.keep,
   }
   assert experiment.settled(settled) is settled
+  # Nor is there anything left to probe for.
+  probing = tiny_run.values(**CHANGES, compression__probe=True)
+  assert experiment.settled(probing) == settled
 
 
 @pytest.fixture
@@ -222,6 +237,33 @@ def test_the_student_is_counted_as_it_is_used():
   flops = [size['flops_per_example'] for size in sizes]
   assert exp.found.got == flops[0] / flops[1]
   assert 0.49 <= exp.found.got <= 0.5
+
+
+@pytest.mark.parametrize(
+  ('widths', 'target', 'message'),
+  [
+    # 4 of 5 channels, then all of 4.
+    ((4, 5, 4), 'params:0.5', 'keep ratios have to grow with depth; '),
+    ((4, 5, 4), 'latency_ms:1', 'keep ratios have to grow with depth; '),
+    # All of 4 would read 8 of 6.
+    ((4, 6, 4), 'params:0.5', 'no width in block 2, of 4 channels, '),
+  ],
+)
+def test_a_rounding_that_leaves_no_choice_is_refused(
+  widths, target, message, monkeypatch
+):
+  def model(**arguments):
+    found = tiny_run.model(**arguments)
+    return dataclasses.replace(found, widths=widths)
+
+  monkeypatch.setattr(tiny_run, 'odd', model, raising=False)
+  values = tiny_run.values(
+    teacher__model='tiny_run:odd',
+    compression__target=target,
+    compression__width_multiple_of=4,
+  )
+  with pytest.raises(UserError, match=message):
+    experiment.build(values)
 
 
 def test_a_cost_that_is_no_sum_over_blocks_is_refused(choice):

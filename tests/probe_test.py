@@ -257,6 +257,19 @@ def test_damages_never_fall_with_keep():
     assert np.isfinite(row).all()
 
 
+def test_what_cannot_be_tried_is_refused_before_there_is_a_teacher():
+  values = tiny_run.values(
+    teacher__model='tiny_run:wider',
+    compression__target='params:0.47',
+    compression__probe=True,
+    compression__probe_keep=(0.9, 0.25),
+    compression__width_multiple_of=4,
+  )
+  message = r'^compression.probe_keep = \(0.9, 0.25\): 0.9: .* 8 channels'
+  with pytest.raises(UserError, match=message):
+    experiment.build(values)
+
+
 def test_the_plan_says_that_it_cannot_know():
   console = tiny_run.console()
   summary.show_plan(experiment.build(tiny_run.values(**CHANGES)), console)
