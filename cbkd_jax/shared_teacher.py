@@ -16,6 +16,7 @@ from cbkd_jax import (
   workdir,
 )
 from cbkd_jax.budget_search import Found
+from cbkd_jax.data.wanted import OWN
 
 
 class RunPlan(NamedTuple):
@@ -147,8 +148,12 @@ def _of_teacher(values: Mapping[str, Any]) -> dict[str, Any]:
     'sync_batch_norm',
   )
   fields = {**workdir.flat(config.defaults()), **workdir.flat(values)}
+  # Where prepared data lie does not matter; of a user's own it is what they
+  # are.
+  own = fields['data.name'] in OWN
   return {
     field: value
     for field, value in fields.items()
-    if field.partition('.')[0] in (*groups, *names) and field != 'data.dir'
+    if field.partition('.')[0] in (*groups, *names)
+    and (own or field != 'data.dir')
   }

@@ -72,7 +72,7 @@ def sweep(
     show(result, title, console)
     sweep_plot.write(result, title, directory / 'pareto.png')
     for name in ('pareto.json', 'pareto.png'):
-      console.print(f'{directory / name}', highlight=False, soft_wrap=True)
+      console.print(f'{directory / name}', highlight=False, markup=False)
   if diverged:
     raise NonFiniteLossError('; '.join(diverged))
   return result

@@ -94,7 +94,7 @@ def train_and_evaluate(
     )
   )
   if prepared.finished:
-    console.print(f'{directory}: already finished')
+    console.print(f'{directory}: already finished', markup=False)
     summary.show_results(prepared.finished, console)
     return prepared.finished
 
@@ -239,6 +239,7 @@ def _start(
     + ', '.join(f'{len(s):,} {name}' for name, s in splits.items())
     + f' examples; {len(devices)} x {devices[0].device_kind}{among}',
     highlight=False,
+    markup=False,
   )
   train = Resident(None, None)
   if not exp.streams:

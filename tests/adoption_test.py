@@ -30,3 +30,14 @@ def test_a_teacher_of_an_older_version_is_found_again():
   assert of_teacher(older) == of_teacher(now)
   smoothed = tiny_run.values(teacher__objective='ce(label_smoothing=0.1)')
   assert of_teacher(older) != of_teacher(smoothed)
+
+
+def test_a_teacher_of_other_images_of_ones_own_is_another():
+  """The name is 'folder' for all; prepared sets may be moved."""
+  of_teacher = shared_teacher._of_teacher
+  for name, is_same in ('folder', False), ('cifar10', True):
+    one, other = (
+      of_teacher(tiny_run.values(data__name=name, data__dir=where))
+      for where in ('here', 'there')
+    )
+    assert (one == other) == is_same

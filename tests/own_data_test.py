@@ -9,9 +9,10 @@ import cli
 import numpy as np
 import PIL.Image
 import pytest
+import tiny_run
 from pictures import draw, png, tree, write
 
-from cbkd_jax import data
+from cbkd_jax import data, experiment, summary
 from cbkd_jax.data import decoding, folder, own, streaming
 from cbkd_jax.data.wanted import OWN
 from cbkd_jax.errors import UserError
@@ -490,3 +491,14 @@ def test_inspect_data_of_grey_images_of_many_sizes(tmp_path):
   ended = inspected(tmp_path)
   assert (ended.code, ended.out) == (2, '')
   assert ended.err.startswith(f'error: {tmp_path}/train/b/0.png: no image')
+
+
+def test_a_path_with_brackets_is_said_as_it_is():
+  values = tiny_run.values(data__name='folder', data__dir='/a/[red]b[/x]')
+  console = tiny_run.console()
+  summary.show_plan(experiment.build(values), console)
+  table = summary.new_table(data.Wanted.of(values['data']).title)
+  table.add_column('-' * 40)
+  console.print(table)
+  shown = console.file.getvalue()
+  assert shown.count('folder /a/[red]b[/x]') == 2
