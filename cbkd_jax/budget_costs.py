@@ -7,10 +7,11 @@ Where it is none (a family that rounds channels inside of its blocks), there
 are fewer candidates and each is counted.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def tabulate(choice: Choice, kind: str, counted: bool = False) -> Table:
   """
   compressed = range(choice.inherit, len(choice.widths))
   most = _COUNTED_CANDIDATES if counted else _CANDIDATES
-  keep = [_candidates(choice, block, most) for block in compressed]
+  keep = [_candidates(choice, block) for block in compressed]
   widest = choice.student(choice.keep([ratios[0] for ratios in keep]))
   # A narrower student's blocks read the same shapes but for the channels.
   shapes, fixed = [(1, *choice.image_shape)], 0.0
@@ -100,6 +101,7 @@ def tabulate(choice: Choice, kind: str, counted: bool = False) -> Table:
   tables = []
   for block, ratios in zip(compressed, keep):
     counter = _Counter(choice, kind, block, widest, shapes[block])
+    ratios = _thinned(counter.possible(ratios), most)
     table = _block_costs(counter, ratios, counted)
     if table is None:
       return tabulate(choice, kind, counted=True)
@@ -113,12 +115,8 @@ def is_same(cost: float, other: float, kind: str) -> bool:
   return math.isclose(cost, other, rel_tol=rounding)
 
 
-def _candidates(choice: Choice, block: int, most: int) -> tuple[float, ...]:
-  """A keep ratio for each width that a block can have, widest first.
-
-  Where there are more than `most`, about so many of them, denser where they
-  are small.
-  """
+def _candidates(choice: Choice, block: int) -> tuple[float, ...]:
+  """A keep ratio for each width that rounding leaves a block, widest first."""
   whole = choice.widths[block]
   found = []
   for width in range(whole, 0, -1):
@@ -135,11 +133,16 @@ def _candidates(choice: Choice, block: int, most: int) -> tuple[float, ...]:
       f'{block}, of {whole} channels, that a target can choose; must be '
       'smaller'
     )
-  if len(found) > most:
-    goals = whole * (np.arange(most, 0, -1) / most) ** 2
-    nearest = {min(found, key=lambda w: abs(w - goal)) for goal in goals}
-    found = sorted({*nearest, found[-1]}, reverse=True)
   return tuple(width / whole for width in found)
+
+
+def _thinned(keep: Sequence[float], most: int) -> tuple[float, ...]:
+  """About `most` of more keep ratios, denser where they are small."""
+  if len(keep) <= most:
+    return tuple(keep)
+  goals = (np.arange(most, 0, -1) / most) ** 2
+  nearest = {min(keep, key=lambda k: abs(k - goal)) for goal in goals}
+  return tuple(sorted({*nearest, keep[-1]}, reverse=True))
 
 
 def _narrow(choice: Choice, keep: dict[int, float]) -> Student:
@@ -170,17 +173,38 @@ class _Counter(NamedTuple):
     student = _narrow(self.choice, {self.block: keep})
     return student.inputs[self.block], student.widths[self.block]
 
-  def count(self, inner: int, width: int) -> float:
-    """The cost behind the widest block before, at whatever sizes."""
+  def possible(self, keep: Sequence[float]) -> Sequence[float]:
+    """Those that a block can be built at; some families refuse small ones."""
+
+    def refuses(ratio: float) -> bool:
+      try:
+        blocks.part_shapes(
+          self.parts(*self.sizes(ratio))[self.block], self.shape
+        )
+      except UserError:
+        return True
+      return False
+
+    if not refuses(keep[-1]):
+      return keep
+    # The widest is part of the widest student, which is there.
+    return keep[: bisect.bisect_left(keep, True, lo=1, key=refuses)]
+
+  def parts(self, inner: int, width: int) -> Sequence[Any]:
+    """Those of the widest student with this block at whatever sizes."""
     block, inputs = self.block, list(self.widest.inputs)
     widths = list(self.widest.widths)
     inputs[block], widths[block] = inner, width
     student = dataclasses.replace(
       self.widest, inputs=tuple(inputs), widths=tuple(widths)
     )
-    parts = self.choice.network(student).parts
+    return self.choice.network(student).parts
+
+  def count(self, inner: int, width: int) -> float:
+    """The cost behind the widest block before, at whatever sizes."""
+    block, parts = self.block, self.parts(inner, width)
     cost = counting.part_cost(parts[block], self.shape, self.kind)
-    if block == len(widths) - 1:
+    if block == len(parts) - 2:
       shape = blocks.part_shapes(parts[block], self.shape)[1]
       cost += counting.part_cost(parts[-1], shape, self.kind)
     return cost
@@ -217,7 +241,10 @@ def _block_costs(
   if counted or len(keep) < 8:
     costs = [counter.count(*size) for size in sizes]
   else:
-    polynomial = _polynomial(counter, sizes)
+    try:
+      polynomial = _polynomial(counter, sizes)
+    except UserError:  # a family that refuses sizes that do not go together
+      return None
     costs = [polynomial(*size) for size in sizes]
     if counter.kind != 'flops_per_example':
       costs = [float(round(cost)) for cost in costs]

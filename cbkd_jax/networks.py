@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from cbkd_jax import (
+  blocks,
   compression,
   initialization,
   models,
@@ -145,15 +146,17 @@ def check_probe(
   Raises:
     UserError: a keep ratio is not possible.
   """
-  inherit, tried = config['inherit'], config['compression']['probe_keep']
-  for ratio in tried:
+  inherit, ratios = config['inherit'], config['compression']['probe_keep']
+  for ratio in ratios:
     compressed = len(teacher.widths) - inherit
     keep = (1.0,) * inherit + (ratio,) * compressed
     try:
-      student(config, teacher, other, keep)
+      tried = student(config, teacher, other, keep)
+      network = tried.network(jnp.dtype(config['compute_dtype']), folded=False)
+      blocks.shapes(network, tuple(config['data']['image_shape']))
     except UserError as error:
       raise UserError(
-        f'compression.probe_keep = {tried}: {ratio:g}: {error}'
+        f'compression.probe_keep = {ratios}: {ratio:g}: {error}'
       ) from None
 
 

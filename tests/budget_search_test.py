@@ -7,9 +7,11 @@ import math
 import jax
 import pytest
 import tiny_run
+from flax import linen as nn
 
 from cbkd_jax import (
   budget,
+  budget_costs,
   budget_search,
   config,
   counting,
@@ -264,6 +266,49 @@ def test_a_rounding_that_leaves_no_choice_is_refused(
   )
   with pytest.raises(UserError, match=message):
     experiment.build(values)
+
+
+class Picky(nn.Module):
+  """As ShuffleNet's groups: some pairs of widths do not go together."""
+
+  block: nn.Module
+
+  def __call__(self, x, train):
+    if x.shape[-1] > self.block.width:
+      raise UserError('too many inputs')
+    return self.block(x, train)
+
+
+def test_a_family_may_refuse_widths(monkeypatch):
+  """DenseNets do: each unit appends channels."""
+
+  def model(**arguments):
+    found = tiny_run.shallow(**arguments)
+
+    def block(index, width, units):
+      if width < 3:
+        raise UserError('too narrow')
+      return Picky(found.block(index, width, units))
+
+    return dataclasses.replace(found, widths=(4, 32), block=block)
+
+  monkeypatch.setattr(tiny_run, 'picky', model, raising=False)
+  values = tiny_run.values(
+    teacher__model='tiny_run:picky',
+    compression__init='random',
+    compression__target='params:0.57',
+  )
+  exp = experiment.build(values)
+  choice = networks.choice(exp.config, exp.local, None, 'kd')
+  (block,) = budget_costs.tabulate(choice, 'params').blocks
+  assert (block.channels[0], block.channels[-1]) == (32, 3)
+  costs = counting.per_block(exp.local_student.network(float, True), (8, 8, 1))
+  size = exp.student.widths[1]
+  assert costs[1]['params'] == block.own[block.channels.index(size)]
+  with pytest.raises(
+    UserError, match=r"target = 'params:0\.05': the smallest .* has 0\.0793 "
+  ):
+    budget_search.find(choice, Target('params', 0.05), None)
 
 
 def test_a_cost_that_is_no_sum_over_blocks_is_refused(choice):
