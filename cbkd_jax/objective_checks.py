@@ -118,11 +118,14 @@ def _check_stage(experiment: 'Experiment', stage: Stage) -> None:
       f'{objective} is the objective of a pre-stage; without another term, '
       "such as 'ce', nothing is left to minimise after it"
     )
+  image_shape = experiment.image_shape
+  student = experiment.network(stage, local=True)
+  # A family may refuse the student's widths.
+  blocks.shapes(student, image_shape)
   if not objective.uses_teacher:
     return
   _check_examples(methods)
-  teacher, image_shape = experiment.local.network(), experiment.image_shape
-  student = experiment.network(stage, local=True)
+  teacher = experiment.local.network()
   ours, theirs = (
     blocks.view_shapes(network, image_shape, objective.micro_batch)
     for network in (student, teacher)

@@ -309,6 +309,11 @@ def test_a_family_may_refuse_widths(monkeypatch):
     UserError, match=r"target = 'params:0\.05': the smallest .* has 0\.0793 "
   ):
     budget_search.find(choice, Target('params', 0.05), None)
+  # Nor is a teacher trained for a student that can't be.
+  own = values['compression'] | {'target': '', 'keep': (1.0, 0.05)}
+  scratch = {**values, 'order': 'scratch', 'compression': own}
+  with pytest.raises(UserError, match=r'^scratch: too narrow'):
+    experiment.build(scratch)
 
 
 def test_a_cost_that_is_no_sum_over_blocks_is_refused(choice):
