@@ -345,7 +345,7 @@ def _reduction(
 def _trains(trained: Sequence[bool]) -> str:
   *blocks, head = trained
   if all(trained):
-    return 'everything'
+    return 'all'
   if not any(trained):
     return 'the method alone'
   names = [f'block {i}' for i, t in enumerate(blocks) if t]

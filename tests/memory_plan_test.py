@@ -8,6 +8,7 @@ import jax
 import pytest
 import rich.console
 import tiny
+import tiny_run
 
 from cbkd_jax import (
   blocks,
@@ -165,3 +166,19 @@ def test_gathering_hides_no_array_that_a_part_returns_twice():
   ]
   assert found[0] == found[1]
   assert len(set(found[0])) < len(found[0])
+
+
+def test_a_plan_of_five_blocks_fits_80_columns():
+  values = tiny_run.values(
+    order='joint_inherited',
+    teacher__model='vgg13',
+    compression__keep=(1.0, 0.5, 0.5, 0.5, 0.25),
+    data__image_shape=(32, 32, 3),
+    thaw__steps=234_000,
+  )
+  exp = experiment.build(values, tuple(jax.devices()[:1]))
+  console = rich.console.Console(file=io.StringIO(), width=80)
+  summary.show_plan(exp, console)
+  shown = console.file.getvalue()
+  assert '…' not in shown
+  assert '  234,024 \n' in shown
