@@ -65,8 +65,27 @@ _FIRST = (
 )
 
 
-def pytest_collection_modifyitems(items):
-  """Sorts by file; a file's tests stay in their order."""
+def pytest_addoption(parser):
+  parser.addoption(
+    '--thorough',
+    action='store_true',
+    help='also what takes long and proves what shorter tests show a part of',
+  )
+
+
+def pytest_configure(config):
+  config.addinivalue_line('markers', 'thorough: runs with --thorough alone')
+
+
+def pytest_collection_modifyitems(config, items):
+  """Sorts by file; a file's tests stay in their order.
+
+  Those marked `thorough` run where that is asked for.
+  """
+  if not config.option.thorough:
+    left_out = [item for item in items if item.get_closest_marker('thorough')]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
   def place(item):
     name = item.path.name

@@ -47,6 +47,7 @@ def values(family, **changes):
   return tiny_run.values(**changes)
 
 
+@pytest.mark.thorough
 def test_every_method_that_looks_at_features_sees_a_transformer():
   """In every stage; traced in the first, not run."""
   names = sorted(

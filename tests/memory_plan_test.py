@@ -123,6 +123,7 @@ def figures(exp):
   )
 
 
+@pytest.mark.thorough
 def test_a_device_of_four_holds_a_quarter_and_xla_agrees():
   (whole, whole_xla), (part, part_xla) = (
     figures(planned(model)) for model in (1, 4)

@@ -18,6 +18,7 @@ from cbkd_jax.errors import UserError
 CONFIG = f'--config={jobs.HERE}/tiny_run.py'
 
 
+@pytest.mark.thorough
 def test_the_same_numbers_in_one_process(
   tmp_path, monkeypatch, quick_compilation
 ):

@@ -72,5 +72,6 @@ def temporaries(remat):
   return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.thorough
 def test_a_deep_block_keeps_what_lies_between_its_units():
   assert temporaries(True) < temporaries(False) / 2.5

@@ -777,6 +777,7 @@ def test_what_a_joint_student_starts_with(whole, tmp_path, order):
 TOTAL = sum(STEPS.values()) - STEPS['teacher']
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('order', ['clockwise', 'joint'])
 def test_the_controls_take_as_many_steps(whole, tmp_path, order):
   """One teacher for all; 'scratch' is below, compare_test has the other."""
@@ -846,6 +847,7 @@ def test_any_number_of_devices_is_the_same_run(
         np.testing.assert_allclose(mine['loss'], other['loss'], rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_a_run_with_caches(compilation, shallow_teacher, tmp_path, monkeypatch):
   """Resumed it is the same run; where they don't fit, too, to rounding."""
   changes = {

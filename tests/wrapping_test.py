@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import method_runs
 import numpy as np
 import pytest
 import tiny
@@ -224,7 +225,10 @@ def test_pca_where_the_family_takes_more_channels_than_there_are():
 
 def test_a_run(tmp_path):
   """All stages and the thaw; the saved student is the one that was tested."""
-  found = tiny_run.run(tmp_path, {**OTHER, 'compression__init': 'pca'})
+  teacher = tmp_path / 'checkpoint'
+  method_runs.write_teacher(teacher)
+  changes = {'compression__init': 'pca', 'teacher__checkpoint': str(teacher)}
+  found = tiny_run.run(tmp_path / 'run', OTHER | changes)
   assert [stage['name'] for stage in found['stages']] == [
     'stage_1',
     'stage_2',
@@ -235,7 +239,7 @@ def test_a_run(tmp_path):
   records = digits.open_split('test[:32]', 'test').__getitems__([*range(32)])
   images = np.stack([record['image'] for record in records])
   labels = np.array([record['label'] for record in records])
-  logits = cbkd_jax.load_student(tmp_path)(images)
+  logits = cbkd_jax.load_student(tmp_path / 'run')(images)
   right = np.mean(np.argmax(logits, -1) == labels)
   assert right == found['student']['accuracy']
 

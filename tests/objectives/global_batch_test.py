@@ -104,6 +104,7 @@ def test_gathered_four_devices_are_one():
   )
 
 
+@pytest.mark.thorough
 def test_ungathered_they_are_not():
   """Each replica's examples among themselves: other numbers, but for CRD,
   whose examples meet the memory alone."""
