@@ -133,8 +133,8 @@ def show_results(
     cells += [
       _fixed(figures.get('agreement'), 4),
       _fixed(figures.get('kl_to_teacher'), 4),
-      f'{cost["params"]:,}' if cost else '',
-      f'{cost["flops_per_example"] / 1e6:,.2f}' if cost else '',
+      _count(cost['params']) if cost else '',
+      _mega(cost['flops_per_example']) if cost else '',
       _seconds(figures.get('seconds')),
       f'{speed:,.0f}' if speed else '',
     ]
@@ -188,6 +188,15 @@ def figure(name: str, value: float | None) -> str:
   if name == 'flops_per_example':
     return f'{value / 1e6:,.2f} M'
   return f'{value:.4f}'
+
+
+def _count(value: float) -> str:
+  """Large ones in three digits, for a table that has no room."""
+  return f'{value:,}' if value < 1e7 else _short(value)
+
+
+def _mega(value: float) -> str:
+  return f'{value / 1e6:,.{2 if value < 1e9 else 0}f}'
 
 
 def _seconds(value: float | None) -> str:

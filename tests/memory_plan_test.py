@@ -183,3 +183,22 @@ def test_a_plan_of_five_blocks_fits_80_columns():
   shown = console.file.getvalue()
   assert '…' not in shown
   assert '  234,024 \n' in shown
+
+
+def test_the_results_of_a_large_network_fit_80_columns():
+  cost = {'params': 23_508_032, 'flops_per_example': 4.1e9}
+  scores = {'accuracy': 0.75, 'top_5_accuracy': 0.9}
+  close = {'agreement': 0.9, 'kl_to_teacher': 0.1}
+  time = {'seconds': 86_400.0, 'examples_per_second': 2345.0}
+  found = {
+    'dataset': {'name': 'imagenet2012'},
+    'teacher': scores | time | cost,
+    'stages': [scores | close | time | {'name': 'stage_1', 'warning': None}],
+    'student': scores | close | cost,
+    'compression': {'params_ratio': 1.0, 'flops_ratio': 1.0},
+  }
+  console = rich.console.Console(file=io.StringIO(), width=80)
+  summary.show_results(found, console)
+  shown = console.file.getvalue()
+  assert '…' not in shown
+  assert ' 23.5M   4,100  86,400 s  2,345 \n' in shown
