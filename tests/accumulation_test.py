@@ -131,6 +131,7 @@ def setting(devices):
   )
 
 
+@pytest.mark.thorough
 def test_the_objectives_state_goes_from_one_micro_batch_to_the_next():
   """Both move their rows of a memory bank, gathered from all devices."""
   objective = objectives.parse('crd(dimension=4, negatives=6)')

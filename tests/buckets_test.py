@@ -101,6 +101,7 @@ def test_a_finished_run_in_a_bucket_says_so(run):
   assert 'gs://bucket/run: already finished' in console.file.getvalue()
 
 
+@pytest.mark.thorough
 def test_a_write_that_died_half_way_in_a_bucket(run, disk, monkeypatch):
   """The step has its name, but not the mark that it is whole."""
   killed = buckets.path('gs://killed/run', '--workdir')

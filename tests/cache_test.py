@@ -144,6 +144,7 @@ def test_steps_with_a_cache_are_those_without(computed, place, devices):
   assert kept.error == 0
 
 
+@pytest.mark.thorough
 def test_two_views_of_the_same_images():
   """A second view is the next of the image's fixed ones."""
   made = make('mlkd()')

@@ -89,6 +89,7 @@ def processes(tmp_path):
     process.communicate()
 
 
+@pytest.mark.thorough
 def test_two_processes_one_and_two_again(processes, tmp_path):
   """Each goes on with what the others have saved."""
   directory = tmp_path / 'stage_1'

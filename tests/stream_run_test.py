@@ -58,6 +58,7 @@ def test_a_streamed_run_is_the_resident_one(runs):
   assert found['student']['accuracy'] == two['student']['accuracy']
 
 
+@pytest.mark.thorough
 def test_a_streamed_run_goes_on_where_it_was_stopped(
   runs, tmp_path, monkeypatch
 ):

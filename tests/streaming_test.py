@@ -240,6 +240,7 @@ if __name__ == '__main__':  # the reader imports this file too
 """
 
 
+@pytest.mark.thorough
 def test_readers_outlive_signals_but_not_their_parent(tmp_path):
   script = tmp_path / 'parent.py'
   script.write_text(_PARENT.format(here=str(Path(__file__).parent)))

@@ -23,11 +23,14 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import cbkd_jax
 from cbkd_jax import (
+  blocks,
+  cache,
   errors,
   evaluation,
   phases,
   replicas,
   restoring,
+  step,
   student,
   summary,
   training,
@@ -66,11 +69,22 @@ def compilation(tmp_path_factory):
   }
   for name, value in settings.items():
     jax.config.update(name, value)
+  # Another module may have compiled the same steps by other settings.
+  _forget_programs()
   compilation_cache.reset_cache()  # it is looked for at the first program
   yield {name.upper(): str(value) for name, value in settings.items()}
   for name, value in old.items():
     jax.config.update(name, value)
+  _forget_programs()
   compilation_cache.reset_cache()
+
+
+def _forget_programs():
+  for module in blocks, cache, replicas, step:
+    for function in vars(module).values():
+      if hasattr(function, 'cache_clear'):
+        function.cache_clear()
+  jax.clear_caches()
 
 
 @pytest.fixture(scope='module')
