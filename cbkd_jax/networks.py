@@ -75,6 +75,7 @@ def family(
       inherit=config['inherit'],
       image_shape=image_shape,
       name=fields['model'],
+      width_multiple_of=fields['width_multiple_of'],
     )
     if fields['probe'] and not wrapping.end_alike(own, teacher, image_shape):
       raise UserError(
@@ -202,6 +203,7 @@ def cut_alike(
   inherit: int,
   image_shape: tuple[int, int, int],
   name: str,
+  width_multiple_of: int,
 ) -> Architecture:
   """`wrapping.cut_alike`, its error in terms of the config.
 
@@ -211,11 +213,14 @@ def cut_alike(
     inherit: how many of the shallowest blocks are the teacher's own.
     image_shape: (height, width, channels).
     name: the value of `compression.model`.
+    width_multiple_of: as in `wrapping.cut_alike`.
 
   Raises:
     UserError: the two can't be cut alike.
   """
   try:
-    return wrapping.cut_alike(family, teacher, inherit, image_shape)
+    return wrapping.cut_alike(
+      family, teacher, inherit, image_shape, width_multiple_of
+    )
   except wrapping.CutError as error:
     raise UserError(f'compression.model = {name!r}: {error}') from None

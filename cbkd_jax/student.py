@@ -48,7 +48,11 @@ def save(
   checkpoints.write_variables(directory / 'weights', variables)
   student = exp.student
   predictor = objectives.parse(exp.stages[-1].objective).predictor
-  other = exp.config['compression']['model']
+  fields = exp.config['compression']
+  other = {
+    'name': fields['model'],
+    'width_multiple_of': fields['width_multiple_of'],
+  }
   workdir.write_json(
     directory / 'model.json',
     {
@@ -65,7 +69,7 @@ def save(
       'mean': augmentation.mean,
       'std': augmentation.std,
       # Of the blocks that are not inherited, where it is another one.
-      **({'student_family': other} if other else {}),
+      **({'student_family': other} if fields['model'] else {}),
       # A head that the last stage's objective gave the student.
       **({'head': str(predictor)} if predictor else {}),
     },
@@ -83,11 +87,12 @@ def build(model: Mapping[str, Any]) -> Network:
   architecture = family = named(model['family'])
   if other := model.get('student_family'):
     family = networks.cut_alike(
-      named(other),
+      named(other['name']),
       architecture,
       inherit=model['inherit'],
       image_shape=image_shape,
-      name=other,
+      name=other['name'],
+      width_multiple_of=other['width_multiple_of'],
     )
   student = compression.Student(
     architecture,

@@ -24,6 +24,7 @@ def cut_alike(
   teacher: Architecture,
   inherit: int,
   image_shape: tuple[int, int, int],
+  width_multiple_of: int = 1,
 ) -> Architecture:
   """The other family with as many blocks as the teacher, and its map sizes.
 
@@ -32,6 +33,8 @@ def cut_alike(
     teacher: the teacher's.
     inherit: how many of the shallowest blocks will be the teacher's own.
     image_shape: (height, width, channels).
+    width_multiple_of: channel numbers inside of a group, too, become the
+      nearest multiple of this.
 
   Returns:
     An architecture whose block i ends where the teacher's does; its deepest
@@ -55,10 +58,8 @@ def cut_alike(
     del units  # All of them: a chain has several blocks' units.
     own = members(index)
     ratio = width / family.widths[own[-1]]
-    step = family.width_step
-    inner = [
-      max(1, round(ratio * family.widths[j] / step)) * step for j in own[:-1]
-    ]
+    step = family.width_step * width_multiple_of
+    inner = [_narrowed(family.widths[j], ratio, step) for j in own[:-1]]
     found = tuple(
       family.block(j, w, family.units[j]) for j, w in zip(own, [*inner, width])
     )
@@ -108,6 +109,12 @@ def _sizes(
       )
     found.append(shape[1:3])
   return found
+
+
+def _narrowed(width: int, ratio: float, step: int) -> int:
+  """The nearest multiple of `step`, as wide as the family's own at most."""
+  nearest = max(1, int(ratio * width / step + 0.5)) * step
+  return width if ratio == 1 else min(nearest, width)
 
 
 def _ends(

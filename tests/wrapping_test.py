@@ -104,6 +104,18 @@ def test_sizes_by_hand(exp):
   ]
 
 
+def test_channels_inside_of_a_group_are_rounded_too():
+  changes = {'compression__width_multiple_of': 2}
+  student = experiment.build(tiny_run.values(**OTHER, **changes)).student
+  assert (student.widths, student.inputs) == ((4, 6, 4), (0, 2, 2))
+  chain = student.network(jnp.float32, folded=True).blocks[1].inner
+  assert [block.width for block in chain.blocks] == [4, 6]  # 3.6 of 6
+  assert wrapping._narrowed(12, 1.0, 8) == 12
+  assert wrapping._narrowed(12, 0.9, 8) == 8
+  assert wrapping._narrowed(13, 0.99, 8) == 13  # not 16
+  assert wrapping._narrowed(3, 0.5, 8) == 3
+
+
 def test_every_hybrid_is_defined(exp):
   teacher = exp.architecture.network()
   student = exp.student.network(jnp.float32, folded=False)
