@@ -192,7 +192,7 @@ def figure(name: str, value: float | None) -> str:
 
 def _count(value: float) -> str:
   """Large ones in three digits, for a table that has no room."""
-  return f'{value:,}' if value < 1e7 else _short(value)
+  return f'{value:,}' if value < 1e6 else _short(value)
 
 
 def _mega(value: float) -> str:
@@ -254,9 +254,9 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
       stage.name,
       ' '.join('S' if own else 'T' for own in stage.student),
       _trains(stage.trained),
-      f'{trained:,}',
-      f'{cost["params"]:,}',
-      f'{cost["flops_per_example"] / 1e6:,.2f}',
+      _count(trained),
+      _count(cost['params']),
+      _mega(cost['flops_per_example']),
       f'{needs.total / 2**20:,.0f}',
       f'{stage.training.steps:,}',
     )
