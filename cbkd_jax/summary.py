@@ -192,7 +192,7 @@ def figure(name: str, value: float | None) -> str:
 
 def _count(value: float) -> str:
   """Large ones in three digits, for a table that has no room."""
-  return f'{value:,}' if value < 1e6 else _short(value)
+  return f'{value:,}' if value < 1e6 else short(value)
 
 
 def _mega(value: float) -> str:
@@ -329,12 +329,12 @@ def _arrow(before: Any, after: Any) -> str:
   return f'{before} → {after}'
 
 
-def _short(value: float) -> str:
-  """Three digits and a unit: 9.42M."""
-  for unit, size in ('M', 1e6), ('k', 1e3):
+def short(value: float) -> str:
+  """At most three digits and a unit: 9.42M."""
+  for unit, size in ('B', 1e9), ('M', 1e6), ('k', 1e3):
     if value >= size:
       return f'{value / size:.3g}{unit}'
-  return f'{value:g}'
+  return f'{value:.3g}'
 
 
 def _reduction(
@@ -344,7 +344,7 @@ def _reduction(
   params = teacher['params'], student['params']
   flops = teacher['flops_per_example'], student['flops_per_example']
   return (
-    _arrow(*(_short(value) for value in params)),
+    _arrow(*(short(value) for value in params)),
     f'{params[0] / params[1]:.2f}',
     _arrow(*(f'{value / 1e6:,.1f}' for value in flops)),
     f'{flops[0] / flops[1]:.2f}',

@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from cbkd_jax.summary import short
+
 _INK, _FAINT, _GRID = '#22303c', '#7b8794', '#e4e7eb'
 _STUDENT, _TEACHER = '#0b6e99', '#c2410c'
 # Around words, where lines of the grid cross them.
@@ -134,14 +136,6 @@ def _deviation(point: Mapping[str, Any]) -> float:
   """The sample standard deviation over seeds, 0 of one."""
   accuracies = point['accuracies']
   return statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-
-
-def short(number: float) -> str:
-  """At most three digits and a unit: 9.42M."""
-  for unit, size in ('B', 1e9), ('M', 1e6), ('k', 1e3):
-    if number >= size:
-      return f'{number / size:.3g}{unit}'
-  return f'{number:.3g}'
 
 
 def _box(axes: Axes, point: Mapping[str, Any]) -> Bbox:
