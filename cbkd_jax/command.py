@@ -38,20 +38,26 @@ def define_config() -> flags.FlagHolder:
   )
 
 
-def run(main: Callable[[], Any]) -> None:
+def run(main: Callable[..., Any], *, arguments: bool = False) -> None:
   """Parses the flags, runs `main` and ends the process.
 
   Exit codes: 0 done, 1 a fault of ours, 2 wrong usage or input, 3 a
   non-finite loss, 4 the other processes can't be reached, 75 stopped by a
   signal and saved. For all but 0 and 1 there is one line on stderr.
+
+  Args:
+    main: the command.
+    arguments: whether it is given what follows the flags, or stands between
+      them; else nothing may.
   """
+  flags.FLAGS.set_gnu_getopt(arguments)
 
   def guarded(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
+    if len(argv) > 1 and not arguments:
       _fail(errors.EXIT_USAGE, f'unexpected argument {argv[1]!r}')
     logging.set_verbosity(logging.ERROR)
     try:
-      main()
+      main(*([argv[1:]] if arguments else []))
     except Exception as error:
       _end(error)
     except KeyboardInterrupt:
