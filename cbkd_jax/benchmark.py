@@ -8,8 +8,6 @@ the step with a cache, measured in turn with it.
 """
 
 import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -26,10 +24,10 @@ def main() -> None:
     ('json', values.json, ('.json',)),
     ('plot', values.plot, ('.png', '.svg', '.pdf')),
   ):
-    _check_path(flag, path, endings)
+    command.check_new_file(flag, path, endings)
   if values.profile and Path(values.profile).is_file():
     raise UserError(f'--profile: {values.profile}: is not a directory')
-  counts = _counts(values.devices)
+  counts = command.numbers('devices', values.devices or ())
 
   # Seconds to import, which neither help nor a wrong flag should cost.
   import jax
@@ -58,28 +56,6 @@ def main() -> None:
     from cbkd_jax import roofline
 
     roofline.draw(found, Path(values.plot))
-
-
-def _check_path(flag: str, path: str | None, endings: Sequence[str]) -> None:
-  """Before anything is measured for it."""
-  if path is None:
-    return
-  if Path(path).suffix not in endings:
-    raise UserError(f'--{flag}: {path}: must end in {", ".join(endings)}')
-  parent = Path(path).parent
-  if not parent.is_dir():
-    raise UserError(f'--{flag}: {path}: there is no such directory')
-  if not os.access(parent, os.W_OK):
-    raise UserError(f'--{flag}: {path}: the directory can not be written to')
-
-
-def _counts(texts: Sequence[str] | None) -> tuple[int, ...]:
-  try:
-    return tuple(int(text) for text in texts or ())
-  except ValueError:
-    raise UserError(
-      f'--devices: {",".join(texts)}: must be numbers, e.g. 1,2,4'
-    ) from None
 
 
 if __name__ == '__main__':

@@ -198,6 +198,50 @@ def require(**values: Any) -> None:
       raise errors.UserError(f'--{name} is missing; see --help')
 
 
+def check_new_file(flag: str, path: str | None, endings: Sequence[str]) -> None:
+  """Refuses a file that could not be written, before there is work for it.
+
+  Args:
+    flag: its name, for the message.
+    path: the file; None: the flag was not given.
+    endings: one of which it must have.
+
+  Raises:
+    UserError: naming the flag.
+  """
+  if path is None:
+    return
+  if os.path.splitext(path)[1] not in endings:
+    raise errors.UserError(
+      f'--{flag}: {path}: must end in {", ".join(endings)}'
+    )
+  parent = os.path.dirname(path) or '.'
+  if not os.path.isdir(parent):
+    raise errors.UserError(f'--{flag}: {path}: there is no such directory')
+  if not os.access(parent, os.W_OK):
+    raise errors.UserError(
+      f'--{flag}: {path}: the directory can not be written to'
+    )
+
+
+def numbers(flag: str, texts: Sequence[str]) -> tuple[int, ...]:
+  """A flag's list of numbers.
+
+  Args:
+    flag: its name, for the message.
+    texts: what was given.
+
+  Raises:
+    UserError: they are no numbers.
+  """
+  try:
+    return tuple(int(text) for text in texts)
+  except ValueError:
+    raise errors.UserError(
+      f'--{flag}: {",".join(texts)}: must be numbers, e.g. 1,2,4'
+    ) from None
+
+
 def set_up_devices(values: Mapping[str, Any]) -> None:
   """What must be set before JAX first looks for devices, or compiles."""
   from cbkd_jax import compilation, wall  # with JAX, so not for --help
