@@ -14,13 +14,14 @@ import jax
 import numpy as np
 import safetensors
 from flax import traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cbkd_jax import deployed as deployed_
 from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
 
 SUFFIX = '.safetensors'
+LIBRARIES = ('safetensors',)
 
 _KEY = 'cbkd_jax'  # in the header's metadata, whose values are strings
 
@@ -40,11 +41,11 @@ def write(deployed: Deployed, path: Path) -> None:
     'normalised': deployed.normalised,
     'folded': deployed.norms is not None,
   }
-  save_file(
+  content = save(
     {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-    path,
     metadata={'format': 'flax', _KEY: json.dumps(description)},
   )
+  path.write_bytes(content)  # the library's own files are closed to others
 
 
 def read(path: Path) -> Deployed:
