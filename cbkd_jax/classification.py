@@ -9,7 +9,7 @@ import numpy as np
 import rich.console
 from scipy import special
 
-from cbkd_jax import finished_run, student, workdir
+from cbkd_jax import exported, finished_run, student, workdir
 from cbkd_jax.data import image_files
 from cbkd_jax.data.framing import Framing
 from cbkd_jax.errors import UserError
@@ -88,8 +88,6 @@ def of_file(path: Path) -> Classifier:
   Raises:
     UserError: it can't be read, or is not the one that the JSON is of.
   """
-  from cbkd_jax import exported
-
   found = exported.load(path)
   return Classifier(
     found.logits,

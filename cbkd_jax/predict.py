@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from cbkd_jax import command
+from cbkd_jax import command, config
 from cbkd_jax.errors import UserError
 
 _SIGPIPE = 141  # what a shell calls an end by SIGPIPE
@@ -44,6 +44,7 @@ def main(images: Sequence[str]) -> None:
     command.set_up_devices(finished_run.read_config(directory))
     classifier = classification.of_workdir(directory)
   else:
+    command.set_up_devices(config.defaults())
     classifier = classification.of_file(Path(values.model))
   console = rich.console.Console()
   found = classification.classify(

@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 
 import cli
 import cv2
 import numpy as np
 import pictures
 import pytest
+import rich.console
 import untrained
 from scipy import special
 
-from cbkd_jax import classification, student
+from cbkd_jax import classification, exporting, student
 from cbkd_jax.classification import Classifier
 from cbkd_jax.data import digits
 from cbkd_jax.data.framing import Framing
@@ -70,6 +72,26 @@ def test_files_are_classified_like_arrays(finished):
     )
 
 
+def test_an_exported_file_needs_no_workdir(finished, tmp_path):
+  """It says the same of images of any kind."""
+  workdir, folder, _ = finished
+  larger = pictures.write(tmp_path, {'a.png': pictures.draw(3, (16, 24, 3))})
+  images = folder / '2.png', folder / '0.png', larger / 'a.png'
+  request = exporting.Request(('stablehlo',), examples=4)
+  (path,) = exporting.export(workdir, request, rich.console.Console(quiet=True))
+  for name in path.name, f'{path.name}.json':
+    shutil.move(path.parent / name, tmp_path / name)
+  model = tmp_path / path.name
+  found = _lines(_predict(f'--model={model}', '--json', *images))
+  expected = _lines(_predict(f'--workdir={workdir}', '--json', *images))
+  assert len(found) == 3
+  for one, other in zip(found, expected):
+    assert one['image'] == other['image']
+    for a, b in zip(one['predictions'], other['predictions']):
+      assert (a['label'], a['class']) == (b['label'], b['class'])
+      assert a['probability'] == pytest.approx(b['probability'], rel=1e-4)
+
+
 def test_a_block_for_each_image(finished):
   """Flags may stand between the files; there are ten classes, not 20."""
   workdir, folder, images = finished
@@ -119,7 +141,8 @@ def test_batches_are_of_one_size(tmp_path):
   )
   images = []
   with pytest.raises(UserError, match=r'^1 of 7 images left out: .*4\.png: no'):
-    images += [os.path.basename(prediction.image) for prediction in found]
+    for prediction in found:
+      images.append(os.path.basename(prediction.image))
   assert seen == [(3, 8, 8, 1)] * 3
   assert images == [name for name in names if name != '4.png']
 
