@@ -141,8 +141,7 @@ def test_batches_are_of_one_size(tmp_path):
   )
   images = []
   with pytest.raises(UserError, match=r'^1 of 7 images left out: .*4\.png: no'):
-    for prediction in found:
-      images.append(os.path.basename(prediction.image))
+    images.extend(os.path.basename(prediction.image) for prediction in found)
   assert seen == [(3, 8, 8, 1)] * 3
   assert images == [name for name in names if name != '4.png']
 
