@@ -75,7 +75,9 @@ def main() -> None:
           soft_wrap=True,
         )
         continue
-      measured = forward_times.measure(runtime, batch_sizes, effort)
+      measured = forward_times.measure(
+        runtime, tuple(dict.fromkeys(batch_sizes)), effort
+      )
       forward_times.show(runtime.about, measured, console)
       found['runtimes'][name] = runtime.about
       found['rows'] += measured

@@ -31,8 +31,8 @@ class Runtime(NamedTuple):
 
   Attributes:
     name: 'jax' or 'onnxruntime'.
-    about: 'version', 'device' (a name), 'threads' (None: not of a CPU) and what
-      else there is to say.
+    about: 'version', 'device' (a name), 'threads' (None: not of a CPU), and
+      'files' by network's name where there are some.
     networks: by name.
   """
 
@@ -93,7 +93,8 @@ def in_onnx_runtime(
 
   Args:
     directory: a finished run's workdir. What `cbkd_jax.export` has left there
-      is taken, unless that is in a bucket: student.onnx, student_int8.onnx.
+      is taken, unless that is in a bucket: student.onnx, student_int8.onnx,
+      and a teacher.onnx that takes the student's images.
     files: other ONNX files of the same images.
     scratch: an existing directory, for what has not been exported.
 
@@ -120,6 +121,11 @@ def in_onnx_runtime(
       'version': onnxruntime.__version__,
       'device': cpu_name() if cpu else provider,
       'threads': threads() if cpu else None,
+      'files': {
+        name: str(path)
+        for name, path in paths.items()
+        if path.parent != scratch
+      },
     },
     {name: _run(session) for name, session in sessions.items()},
   )
@@ -129,25 +135,26 @@ def _files(directory: Path, scratch: Path) -> dict[str, Path]:
   """Files of the teacher, the student and, where there is one, its int8."""
   from cbkd_jax.formats import onnx
 
-  def exported(name: str) -> Path | None:
-    path = directory / 'export' / f'{name}{onnx.SUFFIX}'
+  def exported(name: str) -> dict[str, Path]:
+    path = directory / 'export' / f'{name.replace(" ", "_")}{onnx.SUFFIX}'
     kept = not buckets.is_bucket(directory) and path.is_file()
-    return path if kept else None
+    return {name: path} if kept else {}
 
-  student, int8 = exported('student'), exported('student_int8')
-  # The teacher is to do what the student does.
-  normalise = student is not None and _takes(_session(student)) == 'uint8'
-
-  def written(name: str, of: Callable[..., Deployed]) -> Path:
-    path = scratch / f'{name}{onnx.SUFFIX}'
-    onnx.write(of(directory, normalise=normalise), path)
-    return path
-
-  found = {
-    TEACHER: written(TEACHER, deployed.teacher_of),
-    STUDENT: student or written(STUDENT, deployed.student_of),
-  }
-  return found | ({f'{STUDENT} int8': int8} if int8 else {})
+  kept = exported(TEACHER) | exported(STUDENT)
+  takes = {name: _takes(_session(path)) for name, path in kept.items()}
+  normalise = takes.get(STUDENT) == 'uint8'
+  found = {}
+  for name, of in (
+    (TEACHER, deployed.teacher_of),
+    (STUDENT, deployed.student_of),
+  ):
+    # The teacher is to do what the student does, no more and no less.
+    if takes.get(name) == ('uint8' if normalise else 'float32'):
+      found[name] = kept[name]
+      continue
+    found[name] = scratch / f'{name}{onnx.SUFFIX}'
+    onnx.write(of(directory, normalise=normalise), found[name])
+  return found | exported(f'{STUDENT} int8')
 
 
 def _session(path: Path) -> Any:

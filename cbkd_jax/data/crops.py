@@ -86,6 +86,24 @@ def central_box(
   return (height - h) // 2, (width - w) // 2, h, w
 
 
+def central(
+  image: np.ndarray, height: int, width: int, share: float = CENTRE
+) -> np.ndarray:
+  """An image as evaluation sees it, see `central_box`.
+
+  Args:
+    image: uint8 [rows, columns, channels].
+    height: to scale the centre to, in pixels.
+    width: likewise.
+    share: of the largest part of these proportions, on each side.
+
+  Returns:
+    uint8 [height, width, channels].
+  """
+  box = central_box(*image.shape[:2], height, width, share)
+  return cut(image, box, height, width)
+
+
 def cut(image: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
   """A part of an image, scaled.
 

@@ -84,8 +84,6 @@ class Framing:
       uint8 [height, width, channels].
     """
     height, width, _ = self.image_shape
-    rows, columns = image.shape[:2]
-    box = 0, 0, rows, columns
     if self.centre is not None:
-      box = crops.central_box(rows, columns, height, width, self.centre)
-    return crops.cut(image, box, height, width)
+      return crops.central(image, height, width, self.centre)
+    return crops.cut(image, (0, 0, *image.shape[:2]), height, width)

@@ -151,8 +151,7 @@ def _one(
   if wanted.crop == 'none':
     framed = crops.area_averaged(image, wanted.resize)
   else:
-    box = crops.central_box(height, width, *target)
-    framed = crops.cut(image, box, *target)
+    framed = crops.central(image, *target)
   pixels = framed.reshape(-1, channels).astype(np.int64)
   return (
     (height, width),

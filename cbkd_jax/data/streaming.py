@@ -137,9 +137,8 @@ class Streamed:
       return crops.area_averaged(image, self.resize)
     size, target = image.shape[:2], self.image_shape[:2]
     if position is None:
-      box = crops.central_box(*size, *target)
-    else:
-      box = crops.random_box(seed, position, *size, self.crop_area)
+      return crops.central(image, *target)
+    box = crops.random_box(seed, position, *size, self.crop_area)
     return crops.cut(image, box, *target)
 
   def _checked(self, label: int) -> int:
