@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cbkd_jax import buckets, deployed
+from cbkd_jax import buckets, deployed, formats
 from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
 
@@ -133,7 +133,7 @@ def in_onnx_runtime(
 
 def _files(directory: Path, scratch: Path) -> dict[str, Path]:
   """Files of the teacher, the student and, where there is one, its int8."""
-  from cbkd_jax.formats import onnx
+  onnx = formats.module('onnx')
 
   def exported(name: str) -> dict[str, Path]:
     path = directory / 'export' / f'{name.replace(" ", "_")}{onnx.SUFFIX}'

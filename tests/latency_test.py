@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import types
 
 import cli
 import numpy as np
@@ -10,7 +12,7 @@ import rich.console
 import untrained
 from timing_test import Clock
 
-from cbkd_jax import forward_times, timing
+from cbkd_jax import formats, forward_times, runtimes, timing
 from cbkd_jax.forward_times import Effort
 from cbkd_jax.runtimes import Runtime
 
@@ -125,6 +127,129 @@ def test_both_networks_of_a_run_are_timed(finished, tmp_path):
     assert 0 < row['milliseconds']['median'] < 10_000
   assert found['runtimes'].keys() == {'jax'}
   assert f'jax {found["runtimes"]["jax"]["version"]} on ' in ended.out
+
+
+def _onnx(path, dtype='FLOAT', shape=('batch', 8, 8, 1)):
+  """A file whose network adds up its images' pixels in float."""
+  onnx = pytest.importorskip('onnx', reason="needs the extra 'onnx'")
+  helper, kinds = onnx.helper, onnx.TensorProto
+  graph = helper.make_graph(
+    [
+      helper.make_node('Cast', ['x'], ['f'], to=kinds.FLOAT),
+      helper.make_node('ReduceSum', ['f', 'axes'], ['y'], keepdims=0),
+    ],
+    'sum',
+    [helper.make_tensor_value_info('x', getattr(kinds, dtype), shape)],
+    [helper.make_tensor_value_info('y', kinds.FLOAT, (shape[0], 1))],
+    [helper.make_tensor('axes', kinds.INT64, (2,), (1, 2))],
+  )
+  opset = helper.make_operatorsetid('', 17)
+  model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+  path.parent.mkdir(exist_ok=True)
+  path.write_bytes(model.SerializeToString())
+  return path
+
+
+@pytest.fixture
+def written(monkeypatch):
+  """What has been written in ONNX: whether it normalises, by file."""
+  pytest.importorskip('onnxruntime', reason="needs the extra 'onnx'")
+  found = {}
+
+  def write(network, path):
+    found[path.name] = network.normalised
+    _onnx(path, 'UINT8' if network.normalised else 'FLOAT')
+
+  module = types.SimpleNamespace(SUFFIX='.onnx', write=write)
+  monkeypatch.setattr(formats, 'module', lambda name: module)
+  return found
+
+
+def _in_onnx_runtime(directory, tmp_path, *arguments):
+  ended = cli.call(
+    'cbkd_jax.latency',
+    *(f'--workdir={directory}', '--batch_sizes=2', '--rounds=2'),
+    *('--runtimes=onnxruntime', f'--json={tmp_path}/found.json', *arguments),
+  )
+  assert (ended.code, ended.err) == (0, '')
+  return json.loads((tmp_path / 'found.json').read_text())
+
+
+def test_what_is_not_exported_is_written_for_the_moment(
+  finished, tmp_path, written
+):
+  other = _onnx(tmp_path / 'other.onnx', 'UINT8')
+  found = _in_onnx_runtime(finished, tmp_path, f'--files={other}')
+  assert written == {'teacher.onnx': False, 'student.onnx': False}
+  names = ['teacher', 'student', 'other.onnx']
+  assert [row['network'] for row in found['rows']] == names
+  about = found['runtimes']['onnxruntime']
+  assert about['files'] == {'other.onnx': str(other)}
+  assert about['threads'] == runtimes.threads() >= 1
+  assert not (finished / 'export').exists()
+
+
+def test_exported_files_are_taken(finished, tmp_path, written):
+  """The teacher is written anew where it takes other images."""
+  directory = tmp_path / 'run'
+  shutil.copytree(finished, directory)
+  for name in 'student', 'student_int8', 'teacher':
+    kind = 'FLOAT' if name == 'teacher' else 'UINT8'
+    _onnx(directory / 'export' / f'{name}.onnx', kind)
+  found = _in_onnx_runtime(directory, tmp_path)
+  assert written == {'teacher.onnx': True}
+  names = ['teacher', 'student', 'student int8']
+  assert [row['network'] for row in found['rows']] == names
+  assert found['runtimes']['onnxruntime']['files'] == {
+    'student': f'{directory}/export/student.onnx',
+    'student int8': f'{directory}/export/student_int8.onnx',
+  }
+  _onnx(directory / 'export' / 'teacher.onnx', 'UINT8')
+  written.clear()
+  _in_onnx_runtime(directory, tmp_path)
+  assert written == {}
+
+
+@pytest.mark.parametrize(
+  ('made', 'message'),
+  [
+    ({'shape': ('batch', 8, 9, 1)}, "takes tensor(float) ['batch', 8, 9, 1]"),
+    ({'shape': (4, 8, 8, 1)}, 'takes tensor(float) [4, 8, 8, 1], but must'),
+    ({'dtype': 'INT64'}, 'takes tensor(int64)'),
+    (None, 'ONNX Runtime cannot read it: '),
+  ],
+)
+def test_files_of_other_networks_are_refused(
+  finished, tmp_path, written, made, message
+):
+  path = tmp_path / 'other.onnx'
+  if made is None:
+    path.write_bytes(b'no network')
+  else:
+    _onnx(path, **made)
+  ended = cli.call(
+    'cbkd_jax.latency',
+    *(f'--workdir={finished}', '--runtimes=onnxruntime', f'--files={path}'),
+  )
+  assert (ended.code, ended.out) == (2, '')
+  assert ended.err.count('\n') == 1
+  assert f'error: {path}: {message}' in ended.err
+
+
+def test_without_onnx_runtime_it_is_left_out_unless_asked_for(
+  finished, monkeypatch
+):
+  nothing = types.SimpleNamespace(find_spec=lambda name: None)
+  monkeypatch.setattr(
+    runtimes, 'importlib', types.SimpleNamespace(util=nothing)
+  )
+  message = "onnxruntime is not installed; pip install '.[onnx]'"
+  arguments = f'--workdir={finished}', '--rounds=1', '--batch_sizes=1'
+  ended = cli.call('cbkd_jax.latency', *arguments)
+  assert ended.code == 0
+  assert ended.out.endswith(f'\nonnxruntime is left out: {message}\n')
+  ended = cli.call('cbkd_jax.latency', *arguments, '--runtimes=onnxruntime')
+  assert (ended.code, ended.err) == (2, f'error: {message}\n')
 
 
 @pytest.mark.parametrize(
