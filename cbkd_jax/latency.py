@@ -9,6 +9,7 @@ the images are already where they are needed; decoding is not measured.
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -25,21 +26,11 @@ def main() -> None:
   command.require(workdir=values.workdir)
   command.check_new_file('json', values.json, ('.json',))
   batch_sizes = command.numbers('batch_sizes', values.batch_sizes)
-  for size in batch_sizes:
-    if size < 1:
-      raise UserError(f'--batch_sizes: {size}: must be at least 1')
-  wanted = values.runtimes or _RUNTIMES
-  for name in wanted:
-    if name not in _RUNTIMES:
-      raise UserError(
-        f'--runtimes: {name!r}: must be one of {", ".join(_RUNTIMES)}'
-      )
-  files = [Path(name) for name in values.files or ()]
-  for path in files:
-    if path.suffix != '.onnx' or not path.is_file():
-      raise UserError(f'--files: {path}: must be an ONNX file, FILE.onnx')
-  if files and 'onnxruntime' not in wanted:
-    raise UserError('--files: they run in onnxruntime; see --runtimes')
+  if min(batch_sizes, default=0) < 1:
+    given = ','.join(values.batch_sizes)
+    raise UserError(f'--batch_sizes={given}: must be numbers of at least 1')
+  names = values.runtimes or _RUNTIMES
+  _check(names, values.files or ())
 
   # Seconds to import, which neither help nor a wrong flag should cost.
   import rich.console
@@ -48,41 +39,55 @@ def main() -> None:
 
   directory = buckets.path(values.workdir, '--workdir')
   command.set_up_devices(finished_run.read_config(directory))
-  effort = forward_times.Effort(values.rounds, values.seconds)
   console = rich.console.Console()
-  found = {
-    'workdir': values.workdir,
-    'versions': forward_times.versions(),
-    'runtimes': {},
-    'left_out': {},
-    'rows': [],
-  }
+  rows = []
   with tempfile.TemporaryDirectory() as scratch:
-    for name in dict.fromkeys(wanted):
-      try:
-        if name == 'jax':
-          runtime = runtimes.in_jax(directory)
-        else:
-          runtime = runtimes.in_onnx_runtime(directory, files, Path(scratch))
-      except UserError as error:
-        if values.runtimes or files:  # it was asked for
-          raise
-        found['left_out'][name] = str(error)
-        console.print(
-          f'{name} is left out: {error}',
-          markup=False,
-          highlight=False,
-          soft_wrap=True,
-        )
-        continue
+    found, left_out = runtimes.of_run(
+      directory,
+      tuple(dict.fromkeys(names)),
+      [Path(name) for name in values.files or ()],
+      Path(scratch),
+      # What was asked for has to be there.
+      lenient=not (values.runtimes or values.files),
+    )
+    for runtime in found:
       measured = forward_times.measure(
-        runtime, tuple(dict.fromkeys(batch_sizes)), effort
+        runtime,
+        tuple(dict.fromkeys(batch_sizes)),
+        forward_times.Effort(values.rounds, values.seconds),
       )
       forward_times.show(runtime.about, measured, console)
-      found['runtimes'][name] = runtime.about
-      found['rows'] += measured
+      rows += measured
+  for name, reason in left_out.items():
+    console.print(
+      f'{name} is left out: {reason}',
+      markup=False,
+      highlight=False,
+      soft_wrap=True,
+    )
   if values.json:
-    Path(values.json).write_text(json.dumps(found, indent=2) + '\n')
+    result = {
+      'workdir': values.workdir,
+      'versions': forward_times.versions(),
+      'runtimes': {runtime.name: runtime.about for runtime in found},
+      'left_out': left_out,
+      'rows': rows,
+    }
+    Path(values.json).write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _check(names: Sequence[str], files: Sequence[str]) -> None:
+  """Refuses runtimes and files that there are not."""
+  for name in names:
+    if name not in _RUNTIMES:
+      raise UserError(
+        f'--runtimes: {name!r}: must be one of {", ".join(_RUNTIMES)}'
+      )
+  for name in files:
+    if not name.endswith('.onnx') or not Path(name).is_file():
+      raise UserError(f'--files: {name}: must be an ONNX file, FILE.onnx')
+  if files and 'onnxruntime' not in names:
+    raise UserError('--files: they run in onnxruntime; see --runtimes')
 
 
 if __name__ == '__main__':

@@ -41,6 +41,43 @@ class Runtime(NamedTuple):
   networks: dict[str, Prepare]
 
 
+def of_run(
+  directory: Path,
+  names: Sequence[str],
+  files: Sequence[Path],
+  scratch: Path,
+  *,
+  lenient: bool,
+) -> tuple[list[Runtime], dict[str, str]]:
+  """Reads a run's networks for some runtimes.
+
+  Args:
+    directory: a finished run's workdir; may be in a bucket.
+    names: out of 'jax' and 'onnxruntime'.
+    files: see `in_onnx_runtime`, likewise `scratch`.
+    scratch: outlives the runtimes.
+    lenient: leave out a runtime that is not installed.
+
+  Returns:
+    The runtimes, and of those left out the reasons.
+
+  Raises:
+    UserError: as the two functions below do.
+  """
+  found, left_out = [], {}
+  for name in names:
+    if name == 'jax':
+      found.append(in_jax(directory))
+      continue
+    try:
+      found.append(in_onnx_runtime(directory, files, scratch))
+    except UserError as error:
+      if not lenient:
+        raise
+      left_out[name] = str(error)
+  return found, left_out
+
+
 def in_jax(directory: Path) -> Runtime:
   """Teacher and student on JAX's first device, where images already are.
 
