@@ -9,7 +9,7 @@ import cli
 import numpy as np
 import pytest
 import rich.console
-import untrained
+import shipped
 from timing_test import Clock
 
 from cbkd_jax import formats, forward_times, runtimes, timing
@@ -105,7 +105,9 @@ def test_the_table_fits_80_columns():
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-  return untrained.write(tmp_path_factory.mktemp('latency') / 'run')
+  directory = tmp_path_factory.mktemp('latency') / 'run'
+  shipped.write(directory)
+  return directory
 
 
 def test_both_networks_of_a_run_are_timed(finished, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pictures
 import pytest
 import rich.console
-import untrained
+import shipped
 from scipy import special
 
 from cbkd_jax import classification, exporting, student
@@ -40,7 +40,8 @@ def finished(tmp_path_factory):
   (root / 'images' / '.hidden.png').write_bytes(b'')
   (root / 'images' / 'notes.txt').write_text('')
   (root / 'images' / 'deeper').mkdir()
-  return untrained.write(root / 'run'), root / 'images', images
+  shipped.write(root / 'run')
+  return root / 'run', root / 'images', images
 
 
 def _predict(*arguments):
@@ -66,7 +67,7 @@ def test_files_are_classified_like_arrays(finished):
     rows = line['predictions']
     order = np.argsort(-expected[i])[:5].tolist()
     assert [row['label'] for row in rows] == order
-    assert [row['class'] for row in rows] == [untrained.NAMES[k] for k in order]
+    assert [row['class'] for row in rows] == [shipped.NAMES[k] for k in order]
     np.testing.assert_allclose(
       [row['probability'] for row in rows], expected[i][order], rtol=1e-5
     )
@@ -103,7 +104,7 @@ def test_a_block_for_each_image(finished):
   assert len(lines) == 23
   logits = np.asarray(student.load_student(workdir)(images[1:2]), np.float64)
   best, expected = int(logits.argmax()), special.softmax(logits).max()
-  assert lines[1] == f'  {100 * expected:6.2f}%  {untrained.NAMES[best]}'
+  assert lines[1] == f'  {100 * expected:6.2f}%  {shipped.NAMES[best]}'
 
 
 def _fixed(rows, names):
