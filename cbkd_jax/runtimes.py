@@ -189,6 +189,7 @@ def _files(directory: Path, scratch: Path) -> dict[str, Path]:
     if takes.get(name) == ('uint8' if normalise else 'float32'):
       found[name] = kept[name]
       continue
+    formats.require(['onnx'], int8=False)
     found[name] = scratch / f'{name}{onnx.SUFFIX}'
     onnx.write(of(directory, normalise=normalise), found[name])
   return found | exported(f'{STUDENT} int8')
