@@ -154,16 +154,17 @@ def _onnx(path, dtype='FLOAT', shape=('batch', 8, 8, 1)):
 
 @pytest.fixture
 def written(monkeypatch):
-  """What has been written in ONNX: whether it normalises, by file."""
-  pytest.importorskip('onnxruntime', reason="needs the extra 'onnx'")
-  found = {}
+  """What is written in ONNX: whether it normalises, by file."""
+  for library in 'onnx', 'onnxruntime':
+    pytest.importorskip(library, reason="needs the extra 'onnx'")
+  onnx, found = formats.module('onnx'), {}
+  write = onnx.write
 
-  def write(network, path):
+  def recorded(network, path):
     found[path.name] = network.normalised
-    _onnx(path, 'UINT8' if network.normalised else 'FLOAT')
+    write(network, path)
 
-  module = types.SimpleNamespace(SUFFIX='.onnx', write=write)
-  monkeypatch.setattr(formats, 'module', lambda name: module)
+  monkeypatch.setattr(onnx, 'write', recorded)
   return found
 
 
