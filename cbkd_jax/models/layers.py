@@ -120,7 +120,9 @@ def materialise(x: Any) -> Any:
   ResNet-56. Backends that weigh what a fusion costs are left alone. Takes
   effect in programs that are compiled by `replicas.Program`.
   """
-  if jax.default_backend() != 'cpu':
+  # A program for a CPU may be traced where a GPU is the default backend.
+  device = jax.config.jax_default_device
+  if getattr(device, 'platform', jax.default_backend()) != 'cpu':
     return x
   return jax.lax.optimization_barrier(x)
 
