@@ -33,9 +33,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     UserError: no finished run.
   """
   student.check_finished(directory / 'student')
-  default = config.defaults()
-  found = workdir.read_json(directory / 'config.json')
-  return {**default, **found, 'data': {**default['data'], **found['data']}}
+  return config.with_defaults(workdir.read_json(directory / 'config.json'))
 
 
 def evaluate(
