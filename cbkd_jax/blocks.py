@@ -23,6 +23,9 @@ Tree = Any
 KEPT = 'unit'
 RECOMPUTING = contextvars.ContextVar('recomputing', default=False)
 
+# Whether what is traced goes into a file, for any backend.
+SHIPPING = contextvars.ContextVar('shipping', default=False)
+
 
 class BlockOutput(NamedTuple):
   """What a block returns for `x [batch, height, width, channels]`.

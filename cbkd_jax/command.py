@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 import threading
 import traceback
@@ -182,6 +183,15 @@ def join_processes() -> None:
     values.process_id,
     values.join_timeout,
   )
+
+
+def line(module: str) -> str:
+  """This command as it would be typed again.
+
+  Args:
+    module: of the command, 'cbkd_jax.train'.
+  """
+  return shlex.join(['python', '-m', module, *sys.argv[1:]])
 
 
 def require(**values: Any) -> None:

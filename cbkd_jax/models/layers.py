@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from cbkd_jax.blocks import KEPT, RECOMPUTING, Array, HeadOutput, Layer
+from cbkd_jax.blocks import (
+  KEPT,
+  RECOMPUTING,
+  SHIPPING,
+  Array,
+  HeadOutput,
+  Layer,
+)
 
 # Flax's own default momentum is 0.99; torch's 0.1 is 0.9 in flax's sense.
 BATCH_NORM_MOMENTUM = 0.9
@@ -118,11 +125,13 @@ def materialise(x: Any) -> Any:
   On CPU it would fuse the chain of residual sums, from the first unit to the
   last, into every reader of the last: half the time of a training step of
   ResNet-56. Backends that weigh what a fusion costs are left alone. Takes
-  effect in programs that are compiled by `replicas.Program`.
+  effect in programs that are compiled by `replicas.Program`. What is shipped
+  is the same program wherever it was traced, and has none of it.
   """
   # A program for a CPU may be traced where a GPU is the default backend.
   device = jax.config.jax_default_device
-  if getattr(device, 'platform', jax.default_backend()) != 'cpu':
+  on_cpu = getattr(device, 'platform', jax.default_backend()) == 'cpu'
+  if SHIPPING.get() or not on_cpu:
     return x
   return jax.lax.optimization_barrier(x)
 
