@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from cbkd_jax import cache, config, counting, experiment, minimum
+from cbkd_jax.models import layers
 
 BATCH = 16
 
@@ -127,3 +128,17 @@ def test_a_cached_step_is_what_trains_and_what_lies_above():
   )
   least = minimum.step_flops(spec, cached=True)
   assert 0.95 * least < ours <= 1.1 * least
+
+
+def test_a_program_for_a_cpu_is_the_same_beside_a_gpu(monkeypatch):
+  """There it is traced for counting alone, while a GPU is the default."""
+
+  def barrier():
+    jaxpr = jax.make_jaxpr(lambda x: layers.materialise(x))(jnp.ones(2))
+    return 'optimization_barrier' in str(jaxpr)
+
+  assert barrier()
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert not barrier()
+  with jax.default_device(jax.devices()[0]):
+    assert barrier()
