@@ -5,7 +5,9 @@ import functools
 import hashlib
 import io
 import json
+import re
 import types
+from pathlib import Path
 
 import cli
 import jax
@@ -31,6 +33,7 @@ from cbkd_jax.formats import safetensors, stablehlo
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 IMAGES = tiny.images(5)[0]
+DOCUMENT = Path(__file__).resolve().parent.parent / 'docs' / 'export.md'
 # One image, one program: for what is about files.
 SAFETENSORS = Request(('safetensors',), examples=1)
 
@@ -177,6 +180,24 @@ def test_pixels_that_the_file_does_not_normalise(directory):
   )
   with pytest.raises(UserError, match=r'images are uint8 \(5, 9, 8, 1\), but'):
     found.logits(np.zeros((5, 9, 8, 1), np.uint8))
+
+
+def test_the_document_shows_how_to_use_them(directory, monkeypatch, tmp_path):
+  """Each piece of code in it runs, and gives the student's logits."""
+  export(directory, Request(('stablehlo', 'safetensors'), examples=1))
+  expected = np.asarray(student.load_student(directory)(np.zeros_like(IMAGES)))
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'runs' / 'x').symlink_to(directory)
+  monkeypatch.chdir(tmp_path)
+  pieces = re.findall('```python\n(.*?)```', DOCUMENT.read_text(), re.DOTALL)
+  assert len(pieces) == 3
+  for piece in pieces:
+    names = {}
+    exec(piece, names)
+    assert names['logits'].shape == (3, 10)
+    np.testing.assert_allclose(
+      names['logits'], expected[:3], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_file_that_differs_is_not_kept(directory, broken):
