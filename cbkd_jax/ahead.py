@@ -91,7 +91,8 @@ def arguments(
     The spec of the phase's steps, and the shapes, types and places of state,
     teacher, data set and batches.
   """
-  replicas, pace = experiment.replicas, experiment.pace
+  replicas = experiment.replicas
+  pace = experiment.pace.of(spec.training.steps)
   devices = len(replicas.devices)
   _, teacher = spec.shapes()
   state = step.state_shapes(spec)

@@ -87,7 +87,7 @@ def measure_row(
     )
   times = measure.take_turns(subjects, effort.rounds, effort.seconds)
   ours = subjects['ours']
-  flops, size = ours.counts(batch // count)
+  flops = ours.flops(batch // count)
   step_seconds = times['ours'] / exp.pace.per_call
   speed = batch / float(np.median(step_seconds))
   # Virtual CPU devices share the machine, others have a peak of their own.
@@ -108,7 +108,7 @@ def measure_row(
     'compile_seconds': ours.compile_seconds,
     'flops_per_example': flops,
     'analytic_flops_per_example': minimum.step_flops(spec),
-    'bytes_per_example': size,
+    'bytes_per_example': ours.bytes_accessed(batch // count),
     'flops_per_second': flops * speed,
     'fraction_of_peak_flops': flops * speed / peak_flops,
     'peak_memory_bytes': ours.peak_memory(),
@@ -125,7 +125,7 @@ def measure_row(
         np.median(times['naive'] / times['cached'])
       ),
       'cached_examples_per_second': batch / seconds,
-      'cached_flops_per_example': cached.counts(batch // count)[0],
+      'cached_flops_per_example': cached.flops(batch // count),
     }
   return row, ours
 

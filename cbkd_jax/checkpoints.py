@@ -274,12 +274,17 @@ def write_variables(directory: Path, variables: Variables) -> None:
     writer.save(buckets.absolute(directory), tree, force=True)
 
 
+def results(directory: Path) -> dict[str, Any] | None:
+  """The figures of a phase; None if its directory does not hold its end."""
+  if not directory.is_dir():
+    return None
+  with contextlib.closing(PhaseCheckpoints(directory, read_only=True)) as saved:
+    return saved.progress()['results'] if saved.latest() is not None else None
+
+
 def is_finished(directory: Path) -> bool:
   """Whether a phase's directory holds its end, with its results."""
-  if not directory.is_dir():
-    return False
-  with contextlib.closing(PhaseCheckpoints(directory, read_only=True)) as saved:
-    return saved.latest() is not None and bool(saved.progress()['results'])
+  return bool(results(directory))
 
 
 def teacher_checkpoint(path: str) -> Path:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 import threading
 import traceback
@@ -51,6 +52,9 @@ def run(main: Callable[..., Any], *, arguments: bool = False) -> None:
       them; else nothing may.
   """
   flags.FLAGS.set_gnu_getopt(arguments)
+
+  # XLA's warnings on a GPU are of how it measures kernels; errors are shown.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
   def guarded(argv: Sequence[str]) -> None:
     if len(argv) > 1 and not arguments:
@@ -187,6 +191,15 @@ def join_processes() -> None:
   )
 
 
+def line(module: str) -> str:
+  """This command as it would be typed again.
+
+  Args:
+    module: of the command, 'cbkd_jax.train'.
+  """
+  return shlex.join(['python', '-m', module, *sys.argv[1:]])
+
+
 def require(**values: Any) -> None:
   """Refuses a flag that was not given.
 
@@ -248,8 +261,9 @@ def set_up_devices(values: Mapping[str, Any]) -> None:
 
   wall.begin()
   if values['deterministic']:
-    flags_so_far = os.environ.get('XLA_FLAGS', '')
-    os.environ['XLA_FLAGS'] = f'{flags_so_far} --xla_gpu_deterministic_ops=true'
+    # Choosing kernels by how fast they happen to run ends in other roundings.
+    own = '--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {own}'
   compilation.set_up_cache(values['compilation_cache'])
 
 

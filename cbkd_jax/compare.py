@@ -46,6 +46,7 @@ def main() -> None:
     objectives=objectives,
     console=rich.console.Console(),
     interrupted=preemption.listen(),
+    command=command.line('cbkd_jax.compare'),
   )
 
 

@@ -33,6 +33,7 @@ def compare(
   console: rich.console.Console,
   objectives: Sequence[str] = (),
   interrupted: Callable[[], bool] = lambda: False,
+  command: str | None = None,
 ) -> dict[str, Any]:
   """Runs every order with every seed, and writes the tables.
 
@@ -47,6 +48,7 @@ def compare(
     objectives: expressions that replace the config's, one after the other;
       none: the config's own.
     interrupted: whether to save and stop.
+    command: the command line, which the workdir of each run keeps.
 
   Returns:
     What compare.json holds: 'rows', one per run, and 'teachers'.
@@ -90,7 +92,7 @@ def compare(
     console.rule(f'{number} of {len(runs)}: {run.title}')
     try:
       student = shared.find(directory, run.values, student)
-      shared.run(run, student, console, interrupted)
+      shared.run(run, student, console, interrupted, command)
     except NonFiniteLossError as error:
       diverged.append(f'{run.title}: {error}')
       console.print(diverged[-1], highlight=False)

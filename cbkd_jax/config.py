@@ -141,6 +141,23 @@ def defaults() -> dict[str, Any]:
   return plain(importlib.import_module('configs.default').get_config())
 
 
+def with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
+  """A run's config; what an older version did not know is default.
+
+  Args:
+    found: what its config.json holds.
+  """
+
+  def merged(default: Mapping[str, Any], own: Mapping[str, Any]) -> dict:
+    both = {**default, **own}
+    for key, value in own.items():
+      if isinstance(value, Mapping) and isinstance(default.get(key), Mapping):
+        both[key] = merged(default[key], value)
+    return both
+
+  return merged(defaults(), found)
+
+
 def add_configs_to_path() -> None:
   """Makes `configs.default` ours in any directory.
 

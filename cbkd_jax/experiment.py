@@ -333,6 +333,7 @@ def build(
       per_call=per_call,
       checkpoint_every=config['checkpoint_every_steps'],
       log_every=config['log_every_steps'],
+      fixed=bool(config['steps_per_call']),
     ),
     found=found,
   )

@@ -25,12 +25,26 @@ class Pace:
     per_call: steps in one call of the device; calls end at multiples of it.
     checkpoint_every: a checkpoint at the first call's end after so many.
     log_every: a record in metrics.jsonl.
+    fixed: `per_call` is what the config says, not to be changed by `of`.
   """
 
   batch_size: int
   per_call: int
   checkpoint_every: int
   log_every: int
+  fixed: bool = True
+
+  def of(self, steps: int) -> 'Pace':
+    """That of a phase of so many steps.
+
+    Fewer steps per call where all calls are then of one length: a shorter last
+    one is a program of its own, on a GPU half a minute of compiling.
+    """
+    if self.fixed or steps <= self.per_call:
+      return self
+    alike = range(self.per_call, self.per_call // 2, -1)
+    per_call = next((n for n in alike if steps % n == 0), self.per_call)
+    return dataclasses.replace(self, per_call=per_call)
 
 
 @dataclasses.dataclass

@@ -1,14 +1,15 @@
 """How fast steps are: several programs in turn, in one process."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from cbkd_jax import blocks, cache, step, timing
+from cbkd_jax import blocks, cache, counting, step, timing
 from cbkd_jax.blocks import Network, Variables
 from cbkd_jax.program import peak_bytes
 from cbkd_jax.replicas import Replicas
@@ -24,7 +25,7 @@ class Subject:
   Attributes:
     spec: what is static in the step.
     call: the compiled program of several steps.
-    single: the compiled program of one step, for XLA's counts.
+    single: compiles the program of one step, for XLA's counts.
     state: is used up and replaced by each call.
     teacher: its variables.
     data: the images.
@@ -35,7 +36,7 @@ class Subject:
 
   spec: StepSpec
   call: jax.stages.Compiled
-  single: jax.stages.Compiled
+  single: Callable[[], jax.stages.Compiled]
   state: step.TrainState
   teacher: Variables | None
   data: step.Resident
@@ -52,10 +53,17 @@ class Subject:
     jax.block_until_ready((self.state, metrics))
     return time.perf_counter() - began
 
-  def counts(self, local_batch: int) -> tuple[float, float]:
-    """XLA's (operations, bytes) per example of a single step."""
-    cost = self.single.cost_analysis()
-    return cost['flops'] / local_batch, cost['bytes accessed'] / local_batch
+  def flops(self, local_batch: int) -> float:
+    """XLA's count of operations per example of a single step."""
+    (device, *_) = self.data.labels.devices()
+    if device.platform != 'cpu':
+      examples = len(self.data.labels)
+      return counting.step_flops(self.spec, local_batch, examples)
+    return self.single().cost_analysis()['flops'] / local_batch
+
+  def bytes_accessed(self, local_batch: int) -> float:
+    """XLA's count of bytes per example of a single step, on this device."""
+    return self.single().cost_analysis()['bytes accessed'] / local_batch
 
   def peak_memory(self) -> int:
     """Bytes on a device: arguments, results and what is between."""
@@ -137,10 +145,13 @@ def prepare(
   spent = program.compile_seconds
   call = program.compiled(state, rest, data, batches[0])
   spent = program.compile_seconds - spent
-  first = np.asarray(batches[0].rows)[:, :1]
-  single = program.compiled(
-    state, rest, data, replicas.put_shares(step.Drawn(first))
+  first = replicas.put_shares(step.Drawn(np.asarray(batches[0].rows)[:, :1]))
+  # The state's own arrays are used up before it is asked for.
+  args = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    (state, rest, data, first),
   )
+  single = functools.partial(program.compiled, *args)
   return Subject(spec, call, single, state, rest, data, batches, spent)
 
 

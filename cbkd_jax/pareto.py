@@ -34,6 +34,7 @@ def main() -> None:
     seeds=values.seeds,
     console=rich.console.Console(),
     interrupted=preemption.listen(),
+    command=command.line('cbkd_jax.pareto'),
   )
 
 

@@ -170,6 +170,7 @@ def _train(
     state = _restore(spec, start(True), saved, exp.replicas)
   clock = Clock(**progress['clock'])
   total = spec.training.steps
+  pace = exp.pace.of(total)
   run.monitor.open(
     progress['metrics_position'], run.steps_before + int(state.step)
   )
@@ -195,8 +196,8 @@ def _train(
       seed=exp.sample_seed(name),
       first_step=int(state.step),
       kept=kept,
-      batch_size=exp.pace.batch_size,
-      per_call=exp.pace.per_call,
+      batch_size=pace.batch_size,
+      per_call=pace.per_call,
       replicas=exp.replicas,
     )
     with contextlib.closing(given):
@@ -208,7 +209,7 @@ def _train(
         train,
         kept=kept,
         replicas=exp.replicas,
-        pace=exp.pace,
+        pace=pace,
         feed=given,
         saved=saved,
         monitor=run.monitor,
@@ -274,7 +275,8 @@ def _keep(
   """
   exp, console = run.experiment, run.monitor.console
   plan = cache.plan(spec, fields['dtype'], len(run.dataset.train))
-  rows = exp.pace.per_call * exp.pace.batch_size // len(exp.replicas.devices)
+  pace = exp.pace.of(spec.training.steps)
+  rows = pace.per_call * pace.batch_size // len(exp.replicas.devices)
   place, why = placement.choose(plan, fields, exp.replicas, rows)
   # Of several processes the one with the least memory decides for all.
   worst = processes.most(placement.PLACES.index(place))

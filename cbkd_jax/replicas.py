@@ -185,6 +185,11 @@ def _gather(everywhere: NamedSharding) -> Callable[[jax.Array], jax.Array]:
   return jax.jit(lambda x: x, out_shardings=everywhere)
 
 
+def compile_options(device: Any) -> dict[str, Any] | None:
+  """XLA's options for programs of a device, for `Program`."""
+  return _CPU_OPTIONS if device.platform == 'cpu' else None
+
+
 def spmd(
   fn: Callable,
   replicas: Replicas,
@@ -209,8 +214,7 @@ def spmd(
   Returns:
     The function of the global arguments; the last has a leading device axis.
   """
-  on_cpu = replicas.devices[0].platform == 'cpu'
-  options = _CPU_OPTIONS if on_cpu else None
+  options = compile_options(replicas.devices[0])
   if replicas.spmd == 'pmap':
     mapped = jax.pmap(
       fn,

@@ -70,6 +70,7 @@ def run(
   found: Found | None,
   console: rich.console.Console,
   interrupted: Callable[[], bool],
+  command: str | None = None,
 ) -> None:
   """Runs what is not finished, with a teacher that this seed has already."""
   values, directory, seed_directory, _ = plan
@@ -99,7 +100,12 @@ def run(
         probe=_probed(source, values),
       )
   training.train_and_evaluate(
-    values, directory, console=console, interrupted=interrupted, found=found
+    values,
+    directory,
+    console=console,
+    interrupted=interrupted,
+    found=found,
+    command=command,
   )
 
 

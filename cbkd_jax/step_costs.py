@@ -10,7 +10,6 @@ from cbkd_jax import (
   config,
   counting,
   experiment,
-  step,
   summary,
 )
 from cbkd_jax.errors import UserError
@@ -49,10 +48,7 @@ def costs(
           f'--phases: {phase!r} is not in the plan; allowed: {", ".join(plan)}'
         )
       spec = exp.spec(plan[phase], experiment.plan_augmentation(own))
-      replicas = step.Replicas('shard_map', (device,))
-      row[phase] = counting.step_flops(
-        spec, replicas, BATCH, own['data']['train_size']
-      )
+      row[phase] = counting.step_flops(spec, BATCH, own['data']['train_size'])
     rows.append(row)
   return rows
 

@@ -22,6 +22,7 @@ def sweep(
   seeds: int,
   console: rich.console.Console,
   interrupted: Callable[[], bool] = lambda: False,
+  command: str | None = None,
 ) -> dict[str, Any]:
   """Runs every target with every seed, and writes table and plot.
 
@@ -35,6 +36,7 @@ def sweep(
     seeds: how many, consecutive.
     console: where to show how it goes.
     interrupted: whether to save and stop.
+    command: the command line, which the workdir of each run keeps.
 
   Returns:
     What pareto.json holds: 'points', one per target, and 'teacher'.
@@ -61,7 +63,7 @@ def sweep(
     found = students[run.values['compression']['target']]
     try:
       found = shared.find(directory, run.values, found)
-      shared.run(run, found, console, interrupted)
+      shared.run(run, found, console, interrupted, command)
     except NonFiniteLossError as error:
       diverged.append(f'{run.title}: {error}')
       console.print(diverged[-1], highlight=False)

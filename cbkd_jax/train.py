@@ -68,6 +68,7 @@ def main() -> None:
     interrupted=interrupted,
     from_workdir=source,
     from_stage=flags_.from_stage,
+    command=command.line('cbkd_jax.train'),
   )
 
 

@@ -20,6 +20,7 @@ import rich.console
 from cbkd_jax import (
   adoption,
   blocks,
+  buckets,
   budget,
   budget_search,
   checkpoints,
@@ -58,6 +59,7 @@ def train_and_evaluate(
   from_workdir: Path | None = None,
   from_stage: str | None = None,
   found: Found | None = None,
+  command: str | None = None,
 ) -> dict[str, Any]:
   """Trains, compresses, evaluates; resumes what is there.
 
@@ -69,6 +71,7 @@ def train_and_evaluate(
     from_workdir: another run, whose phases before `from_stage` are taken.
     from_stage: the first stage to run: its name, or its number from 1.
     found: the student of a new run that has a target; None: is found.
+    command: the command line, which the workdir keeps.
 
   Returns:
     What summary.json holds.
@@ -100,7 +103,9 @@ def train_and_evaluate(
 
   with contextlib.ExitStack() as held:
     processes.together(
-      functools.partial(_take, values, directory, from_workdir, prepared, held)
+      functools.partial(
+        _take, values, directory, from_workdir, prepared, held, command
+      )
     )
     # Only now, with the first process's files in it.
     processes.together(functools.partial(_see, directory))
@@ -195,6 +200,7 @@ def _take(
   from_workdir: Path | None,
   prepared: _Prepared,
   held: contextlib.ExitStack,
+  command: str | None,
 ) -> None:
   """Makes the workdir this run's; the first process does it for all."""
   if not processes.is_first():
@@ -210,6 +216,9 @@ def _take(
       prepared.adopted,
       budget=found and dataclasses.asdict(found),
     )
+  if command:
+    with buckets.told(directory, 'workdir'):
+      workdir.add_command(directory, command)
 
 
 def _see(directory: Path) -> None:

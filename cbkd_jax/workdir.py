@@ -25,12 +25,16 @@ _FREE_FIELDS = (
 PROBE = 'probe.json'  # what `compression.probe` has measured
 BUDGET = 'budget.json'  # the keep ratios that `compression.target` led to
 
+_COMMAND = 'command.txt'
 _MARK = '.begun'  # stands beside phases that are being copied
 
 
 def write_json(path: Path, value: Any) -> None:
   """Writes all of the file or nothing of it, and is on disk afterwards."""
-  text = json.dumps(value, indent=2) + '\n'
+  _write(path, json.dumps(value, indent=2) + '\n')
+
+
+def _write(path: Path, text: str) -> None:
   if buckets.is_bucket(path):
     path.write_text(text)
     return
@@ -162,6 +166,27 @@ def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     elif value is not None:  # unset is the same as absent
       found[prefix + key] = json.loads(json.dumps(value))
   return found
+
+
+def add_command(workdir: Path, command: str) -> None:
+  """Keeps a command that the run was begun or continued with.
+
+  Args:
+    workdir: has the run's config.json.
+    command: one line. What is the last one already is not added.
+  """
+  before = f'\n{commands(workdir) or ""}'
+  if not before.endswith(f'\n{command}'):
+    _write(workdir / _COMMAND, f'{before}\n{command}\n'.lstrip())
+
+
+def commands(workdir: Path) -> str | None:
+  """A line per command of the run, the first one first.
+
+  None where none was kept: by an older version, or of a run from Python.
+  """
+  path = workdir / _COMMAND
+  return path.read_text().rstrip('\n') if path.exists() else None
 
 
 def begin(

@@ -104,7 +104,8 @@ def get_config() -> ConfigDict:
       # around convolutions are slow there), 100 elsewhere, fewer where their
       # images are streamed and large.
       'steps_per_call': placeholder(int),
-      # Bit-identical results on GPUs too, slower.
+      # Bit-identical results on GPUs too, slower: neither kernels whose sums
+      # come in any order, nor kernels chosen by timing them.
       'deterministic': False,
       # Where compiled programs are kept for the next run, which then starts
       # sooner and gives the same numbers: a directory; 'off'; '':

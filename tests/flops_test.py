@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from cbkd_jax import cache, config, counting, experiment, minimum
+from cbkd_jax.models import layers
 
 BATCH = 16
 
@@ -50,7 +51,7 @@ def test_no_stage_does_more_than_it_must(name, model, phases):
   for phase in phases or found:
     spec = found[phase]
     least = minimum.step_flops(spec)
-    ours = counting.step_flops(spec, exp.replicas, BATCH, train_size=64)
+    ours = counting.step_flops(spec, BATCH, train_size=64)
     # XLA may leave out gradients that the arithmetic counts: those of the
     # trained block's input.
     assert 0.95 * least < ours <= 1.05 * least, phase
@@ -123,7 +124,21 @@ def test_a_cached_step_is_what_trains_and_what_lies_above():
   # The cut's map in bfloat16 and ten logits.
   assert plan.row_bytes == 2 * 16 * 16 * 32 + 4 * 10
   ours = counting.step_flops(
-    cache.with_layout(spec, plan), exp.replicas, BATCH, train_size=64
+    cache.with_layout(spec, plan), BATCH, train_size=64
   )
   least = minimum.step_flops(spec, cached=True)
   assert 0.95 * least < ours <= 1.1 * least
+
+
+def test_a_program_for_a_cpu_is_the_same_beside_a_gpu(monkeypatch):
+  """There it is traced for counting alone, while a GPU is the default."""
+
+  def barrier():
+    jaxpr = jax.make_jaxpr(lambda x: layers.materialise(x))(jnp.ones(2))
+    return 'optimization_barrier' in str(jaxpr)
+
+  assert barrier()
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert not barrier()
+  with jax.default_device(jax.devices()[0]):
+    assert barrier()

@@ -1,6 +1,7 @@
 """Normalisations in kernels and biases: the same function, family by family."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -159,3 +160,24 @@ def test_what_can_not_be_folded_stays():
   assert set(params[0]) == {
     *('shared', 'once', 'again', 'conv1', 'reshaped', 'conv2', 'rows', 'conv3')
   }
+
+
+@pytest.mark.thorough
+def test_the_documents_table():
+  """How many of whole networks are folded, and how many stay."""
+  text = (Path(__file__).parent.parent / 'docs' / 'export.md').read_text()
+  _, _, table = text.partition('| whole networks |')
+  rows = [line for line in table.partition('\n\n')[0].splitlines()[2:]]
+  assert len(rows) == 7
+  for row in rows:
+    names, total, folded_, left = (c.strip() for c in row.split('|')[1:-1])
+    names = [name.strip('` ') for name in names.split(',')]
+    totals = [int(n) for n in total.split(',')] * len(names)
+    for name, count in zip(names, totals):
+      side = 64 if name == 'vit_tiny' else 32
+      shape = (side, side, 3)
+      norms = folded.find(models.build(name, 10, shape).network(), shape)
+      merged = sum(norm.into is not None for norm in norms)
+      assert len(norms) == count
+      assert merged == (count if folded_ == 'all' else int(folded_ or 0))
+      assert count - merged == int(left or 0)

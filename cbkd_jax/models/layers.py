@@ -128,7 +128,10 @@ def materialise(x: Any) -> Any:
   effect in programs that are compiled by `replicas.Program`. What is shipped
   is the same program wherever it was traced, and has none of it.
   """
-  if SHIPPING.get() or jax.default_backend() != 'cpu':
+  # A program for a CPU may be traced where a GPU is the default backend.
+  device = jax.config.jax_default_device
+  on_cpu = getattr(device, 'platform', jax.default_backend()) == 'cpu'
+  if SHIPPING.get() or not on_cpu:
     return x
   return jax.lax.optimization_barrier(x)
 
