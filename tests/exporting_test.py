@@ -278,6 +278,11 @@ def test_files_that_are_not_their_jsons(directory):
   path.write_bytes(path.read_bytes()[:-1])
   with pytest.raises(UserError, match='its SHA-256 is not that in'):
     exported.load(path)
+  beside = path.with_name(f'{path.name}.json')
+  for text in '[]', '{"format": "x"}':
+    beside.write_text(text)
+    with pytest.raises(UserError, match='must name a format of stablehlo, '):
+      exported.load(path)
   with pytest.raises(UserError, match='no such file'):
     exported.load(directory / 'nothing.onnx')
 
