@@ -92,5 +92,4 @@ def load(path: str | Path) -> Exported:
       f'{path}: its SHA-256 is not that in {beside.name}: damaged, or another '
       'file; export it again'
     )
-  formats.require([info['format']], int8=False)
   return Exported(info, formats.module(info['format']).load(path, info))
