@@ -128,9 +128,7 @@ def export(
     UserError: no finished run, no data, a library is missing; or a file does
       not agree with the network and was not kept, while the others were.
   """
-  formats.check(request.formats, int8=bool(request.quantize))
-  for name in request.formats:
-    formats.module(name)  # a library that is missing is missed at once
+  formats.require(request.formats, int8=bool(request.quantize))
   if buckets.is_bucket(directory):
     raise UserError(
       f'--workdir={directory}: files are exported to a disk; copy the run'
