@@ -95,7 +95,7 @@ def test_one_program_wherever_it_is_traced(monkeypatch):
   arrays = trees.from_variables(variables)
 
   def program():
-    found = deployed.of_arrays(model, arrays, normalise=True, fold=False)
+    found = deployed.of_arrays(model, arrays, normalise=True, norms=None)
     return str(jax.make_jaxpr(found.function)(arrays, IMAGES))
 
   here = program()

@@ -28,7 +28,7 @@ from cbkd_jax import (
 )
 from cbkd_jax.errors import UserError
 from cbkd_jax.exporting import Request
-from cbkd_jax.formats import safetensors, stablehlo
+from cbkd_jax.formats import safetensors
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -278,6 +278,11 @@ def test_files_that_are_not_their_jsons(directory):
   path.write_bytes(path.read_bytes()[:-1])
   with pytest.raises(UserError, match='its SHA-256 is not that in'):
     exported.load(path)
+  beside = path.with_name(f'{path.name}.json')
+  for text in '[]', '{"format": "x"}':
+    beside.write_text(text)
+    with pytest.raises(UserError, match='must name a format of stablehlo, '):
+      exported.load(path)
   with pytest.raises(UserError, match='no such file'):
     exported.load(directory / 'nothing.onnx')
 
@@ -308,10 +313,7 @@ def rounding(steps):
 
 def test_int8_is_judged_by_accuracy(directory, monkeypatch):
   module, given = rounding(127)
-  modules = {'onnx': module, 'stablehlo': stablehlo, 'tflite': stablehlo}
-  monkeypatch.setattr(
-    formats, 'module', lambda name: modules.get(name, safetensors)
-  )
+  monkeypatch.setattr(formats, 'module', lambda name: module)
   request = Request(('onnx',), quantize='int8', calibration=10, tolerance=0.5)
   (path,), _ = export(directory, request)
   assert path.name == 'student_int8.safetensors'
@@ -326,10 +328,6 @@ def test_int8_is_judged_by_accuracy(directory, monkeypatch):
   values = workdir.read_json(directory / 'config.json')
   train = experiment.load_data(values).train
   assert np.array_equal(given[0], train.images[np.arange(10) * 96 // 10])
-  with pytest.raises(
-    UserError, match='int8: not possible with --format=tflite, only with onnx'
-  ):
-    export(directory, Request(('onnx', 'tflite'), quantize='int8'))
 
 
 def test_int8_that_costs_too_much(directory, run, monkeypatch):
@@ -405,6 +403,10 @@ def test_the_command(directory):
     (
       ['--workdir=/nowhere', '--format=onnx', '--quantize=int4'],
       'int4',
+    ),
+    (
+      ['--workdir=/nowhere', '--format=onnx,stablehlo', '--quantize=int8'],
+      'stablehlo has no --quantize=int8; those that have: onnx',
     ),
   ],
 )

@@ -24,7 +24,7 @@ IMAGES = tiny.images(5)[0]
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-  """Logits, and a directory of files; the workdir is gone."""
+  """A directory of files, logits, what was written; the workdir is gone."""
   directory = tmp_path_factory.mktemp('formats')
   shipped.write(directory / 'run')
   expected = np.asarray(student.load_student(directory / 'run')(IMAGES))
@@ -34,11 +34,11 @@ def files(tmp_path_factory):
   safetensors_.write(whole, directory / 'whole.safetensors')
   safetensors_.write(plain, directory / 'plain.safetensors')
   shutil.rmtree(directory / 'run')
-  return directory, expected, plain
+  return directory, expected, plain, whole
 
 
 def test_stablehlo_at_any_batch_size(files):
-  directory, expected, _ = files
+  directory, expected, *_ = files
   run = stablehlo.load(directory / 'whole.stablehlo', {})
   for images, wanted in ((IMAGES, expected), (IMAGES[2:4], expected[2:4])):
     found = run(images)
@@ -58,7 +58,7 @@ def test_stablehlo_is_one_file_for_all_platforms(files):
 
 @pytest.mark.parametrize('name', ['whole', 'plain'])
 def test_safetensors_from_the_file_alone(files, name):
-  directory, expected, plain = files
+  directory, expected, plain, _ = files
   images = plain.prepare(IMAGES) if name == 'plain' else IMAGES
   found = safetensors_.load(directory / f'{name}.safetensors', {})(images)
   assert (type(found), found.dtype) == (np.ndarray, np.float32)
@@ -66,7 +66,7 @@ def test_safetensors_from_the_file_alone(files, name):
 
 
 def test_safetensors_say_what_they_are(files):
-  directory, _, plain = files
+  directory, _, plain, whole = files
   with safetensors.safe_open(directory / 'plain.safetensors', 'numpy') as file:
     metadata, names = file.metadata(), set(file.keys())
     kernel = file.get_tensor('params/block_1/inner/unit_0/conv/kernel')
@@ -77,12 +77,15 @@ def test_safetensors_say_what_they_are(files):
   )
   assert kernel.shape == (3, 3, 2, 3)
   found = json.loads(metadata['cbkd_jax'])
-  assert (found['normalised'], found['folded']) == (False, False)
+  assert (found['normalised'], found['norms']) == (False, None)
   assert found['model'] == json.loads(json.dumps(plain.model))
   with safetensors.safe_open(directory / 'whole.safetensors', 'numpy') as file:
     names = set(file.keys())
   assert 'params/block_1/inner/unit_0/conv/bias' in names
   assert not [name for name in names if 'norm' in name]
+  read = safetensors_.read(directory / 'whole.safetensors')
+  assert read.norms == whole.norms
+  assert tiny.same(read.arrays, whole.arrays)
 
 
 def test_safetensors_of_others(tmp_path):
