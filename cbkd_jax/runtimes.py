@@ -1,6 +1,5 @@
 """Teacher and student where they would run: in JAX, in ONNX Runtime."""
 
-import importlib.util
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -139,8 +138,7 @@ def in_onnx_runtime(
     UserError: a library is not installed, the run is not finished, or a file
       is none of a network of such images.
   """
-  if importlib.util.find_spec('onnxruntime') is None:
-    raise UserError("onnxruntime is not installed; pip install '.[onnx]'")
+  formats.require(['onnx'])
   import onnxruntime
 
   paths = _files(directory, scratch)
@@ -189,7 +187,6 @@ def _files(directory: Path, scratch: Path) -> dict[str, Path]:
     if takes.get(name) == ('uint8' if normalise else 'float32'):
       found[name] = kept[name]
       continue
-    formats.require(['onnx'], int8=False)
     found[name] = scratch / f'{name}{onnx.SUFFIX}'
     onnx.write(of(directory, normalise=normalise), found[name])
   return found | exported(f'{STUDENT} int8')

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import types
 
 import cli
 import numpy as np
@@ -13,6 +12,7 @@ import shipped
 from timing_test import Clock
 
 from cbkd_jax import formats, forward_times, runtimes, timing
+from cbkd_jax.errors import UserError
 from cbkd_jax.forward_times import Effort
 from cbkd_jax.runtimes import Runtime
 
@@ -242,11 +242,12 @@ def test_files_of_other_networks_are_refused(
 def test_without_onnx_runtime_it_is_left_out_unless_asked_for(
   finished, monkeypatch
 ):
-  nothing = types.SimpleNamespace(find_spec=lambda name: None)
-  monkeypatch.setattr(
-    runtimes, 'importlib', types.SimpleNamespace(util=nothing)
-  )
-  message = "onnxruntime is not installed; pip install '.[onnx]'"
+  message = "the format 'onnx' needs onnxruntime: pip install '.[onnx]'"
+
+  def missing(name):
+    raise UserError(message)
+
+  monkeypatch.setattr(formats, 'module', missing)
   arguments = f'--workdir={finished}', '--rounds=1', '--batch_sizes=1'
   ended = cli.call('cbkd_jax.latency', *arguments)
   assert ended.code == 0
