@@ -18,7 +18,6 @@ import shipped
 import tiny
 
 from cbkd_jax import (
-  data,
   experiment,
   exported,
   exporting,
@@ -220,17 +219,6 @@ def test_a_wider_tolerance(directory, broken):
   assert 1e-4 < check['max_logit_difference'] / check['largest_logit'] < 0.1
 
 
-def test_not_finite_is_not_within_any_tolerance(directory, monkeypatch):
-  monkeypatch.setattr(
-    safetensors,
-    'load',
-    lambda path, info: lambda images: np.full((len(images), 10), np.nan),
-  )
-  with pytest.raises(UserError, match='not kept'):
-    export(directory, Request(('safetensors',), tolerance=1e9))
-  assert left(directory) is None
-
-
 def test_an_older_file_stays_until_the_new_one_is_checked(
   directory, monkeypatch
 ):
@@ -339,7 +327,8 @@ def test_int8_that_costs_too_much(directory, run, monkeypatch):
 
   def labelled(directory, request):
     task = prepare(directory, request)
-    return dataclasses.replace(task, labels=logits.argmax(-1))
+    reference = dataclasses.replace(task.reference, labels=logits.argmax(-1))
+    return dataclasses.replace(task, reference=reference)
 
   monkeypatch.setattr(exporting, '_prepare', labelled)
   with pytest.raises(
@@ -347,25 +336,6 @@ def test_int8_that_costs_too_much(directory, run, monkeypatch):
   ):
     export(directory, Request(('onnx',), quantize='int8'))
   assert left(directory) is None
-
-
-def test_logits_come_in_order_from_batches_of_two_sizes():
-  images, sizes = np.arange(253)[:, None], []
-
-  def run(batch):
-    sizes.append(len(batch))
-    return batch * 2
-
-  assert np.array_equal(exporting._logits(run, images), images * 2)
-  assert sizes == [1, 100, 100, 100]
-
-
-def test_images_from_all_over_a_split():
-  split = data.Split(np.arange(7), np.arange(7) * 10)
-  images, labels = exporting._spread(split, 3)
-  assert images.tolist() == [0, 2, 4]
-  assert labels.tolist() == [0, 20, 40]
-  assert len(exporting._spread(split, 100)[0]) == 7
 
 
 def test_the_command(directory):
