@@ -6,7 +6,10 @@ label smoothing 0.1 wherever there are labels. Teacher 40 epochs; keep ratios
 1 / 0.5 / 0.35, sliced from the teacher, KD (T = 4, 0.1 ce + 0.9 kd), 40
 epochs in all: 6 + 6 for the two stages, 28 for the thaw.
 
-Accuracy: not yet measured.
+Accuracy, seed 0, JAX 0.11.2 on an NVIDIA H200 (about 7 minutes beside other
+runs, more than half of them compiling): teacher 0.8893, stages 0.8349 and
+0.8208, student 0.8667 with 5.3x fewer parameters. The images are a JPEG copy of
+CIFAR-10.
 
   TFDS_DATA_DIR=... python -m cbkd_jax.train \
     --config=configs/cifar10_fast.py --workdir=runs/cifar10_fast

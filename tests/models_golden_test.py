@@ -12,6 +12,8 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 IMAGE_SHAPE = (32, 32, 3)
 TOLERANCE = 1e-5  # of an array's largest entry
+# Of gradients: sums over a batch's pixels, in another order on a GPU.
+GRADIENT_TOLERANCE = 1e-5 if jax.default_backend() == 'cpu' else 3e-5
 
 FILES = (
   'resnet8x4',
@@ -179,7 +181,8 @@ def test_train_step_agrees_with_published_network():
 
   np.testing.assert_allclose(loss, arrays['loss'], rtol=TOLERANCE)
   assert_close(logits, arrays['logits'])
-  assert_trees_close(grads, convert(gradients, architecture, grads))
+  expected = convert(gradients, architecture, grads)
+  assert_trees_close(grads, expected, GRADIENT_TOLERANCE)
 
   # Torch keeps the unbiased variance of the batch, flax the biased one.
   batch, height, width, _ = golden.to_nhwc(arrays['x']).shape

@@ -11,7 +11,6 @@ import numpy as np
 
 from cbkd_jax.formats.onnx_graph import Graph, Node
 
-
 _ALONE = ('Add', 'Mul', 'Sqrt', 'Reciprocal')
 
 

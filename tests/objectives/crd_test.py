@@ -145,6 +145,7 @@ def test_init_and_one_step(batch):
   np.testing.assert_array_equal(np.flatnonzero(moved), [0, 3, 5, 8])
 
 
+@pytest.mark.skipif(jax.device_count() < 2, reason='needs two devices')
 def test_two_replicas_take_the_step_of_one(batch):
   variables, *examples = batch
   (value, state), grads = jax.jit(step, static_argnums=0)(make(), *batch)
