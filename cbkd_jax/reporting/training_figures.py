@@ -1,0 +1,400 @@
+"""What a run came to: accuracy after each stage, loss along the steps."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cbkd_jax.reporting import groups as groups_
+from cbkd_jax.reporting import style
+from cbkd_jax.reporting.drawn import Drawn
+from cbkd_jax.reporting.groups import Group, deviation, mean
+from cbkd_jax.reporting.record import Record
+from cbkd_jax.reporting.style import LIGHT, Size
+from cbkd_jax.summary import short
+
+# What a row of training has beside its terms of the loss.
+_NO_TERMS = {
+  *('stage', 'step', 'examples', 'accuracy', 'grad_norm', 'loss'),
+  'learning_rate',
+}
+_SMOOTHED = 40  # points of a line from which on it is shown smoothed
+
+
+def looks(groups: Sequence[Group]) -> list[tuple[str, str, Any]]:
+  """Colour, marker and dash of each group: the method's are the student's."""
+  found, others = [], 0
+  methods = [i for i, g in enumerate(groups) if _is_method(g)]
+  for i in range(len(groups)):
+    if i == (methods[0] if methods else 0):
+      found.append((LIGHT.student, 'o', 'solid'))
+      continue
+    found.append(
+      (
+        style.OTHERS[others % len(style.OTHERS)],
+        style.MARKERS[others % len(style.MARKERS)],
+        style.DASHES[others % len(style.DASHES)],
+      )
+    )
+    others += 1
+  return found
+
+
+def _is_method(group: Group) -> bool:
+  return group.first.config['order'] == 'counterclockwise'
+
+
+def _phases(group: Group) -> list[str]:
+  """What was trained after the teacher, without what prepares a stage."""
+  longest = max(group.records, key=lambda record: len(record.phases))
+  return [p for p in longest.done if p != 'teacher' and not p.endswith('_pre')]
+
+
+def accuracy(groups: Sequence[Group]) -> Drawn | None:
+  """Accuracy after each stage; None where no stage is done."""
+  groups = [group for group in groups if _phases(group)]
+  if not groups:
+    return None
+  teachers = groups_.teacher_accuracies([r for g in groups for r in g.records])
+  rows = [{'run': 'teacher', 'phase': 'teacher', **_numbers(teachers)}] * bool(
+    teachers
+  )
+  for group in groups:
+    for phase in _phases(group):
+      rows.append(
+        {
+          'run': group.label,
+          'phase': phase,
+          **_numbers(group.accuracies(phase)),
+        }
+      )
+  seeds = max(len(group.records) for group in groups)
+  return Drawn(
+    name='accuracy',
+    title='Accuracy after each stage',
+    says=_accuracy_says(groups, teachers),
+    notes='On the test split.'
+    + ' Mean and standard deviation over seeds.' * (seeds > 1),
+    rows=rows,
+    draw=lambda size: _draw_accuracy(groups, teachers, size),
+  )
+
+
+def _numbers(values: Sequence[float]) -> dict[str, Any]:
+  return {
+    'accuracy': mean(values),
+    'deviation': deviation(values) if len(values) > 1 else None,
+    'seeds': len(values),
+  }
+
+
+def _accuracy_says(groups: Sequence[Group], teachers: Sequence[float]) -> str:
+  ends = {g.label: mean(g.accuracies(_phases(g)[-1])) for g in groups}
+  if len(groups) > 1:
+    best, worst = max(ends, key=ends.get), min(ends, key=ends.get)
+    return (
+      f'{best} ends highest, at {ends[best]:.2%}; {worst} lowest, at '
+      f'{ends[worst]:.2%}'
+      + (f'; the teacher has {mean(teachers):.2%}.' if teachers else '.')
+    )
+  (group,), phases = groups, _phases(groups[0])
+  values = [mean(group.accuracies(phase)) for phase in phases]
+  said = (
+    f'After {phases[-1].replace("_", " ")} the student has {values[-1]:.2%}'
+  )
+  if teachers:
+    gap = 100 * (values[-1] - mean(teachers))
+    said += (
+      f', {abs(gap):.2f} points {"above" if gap > 0 else "below"} the teacher'
+    )
+    if abs(gap) < 0.005:
+      said = said.rpartition(',')[0] + ', as the teacher'
+  if len(values) > 1:
+    lowest = min(range(len(values)), key=values.__getitem__)
+    said += f'; it was lowest after {phases[lowest].replace("_", " ")}'
+    said += f', {values[lowest]:.2%}' * (lowest < len(values) - 1)
+  return f'{said}.'
+
+
+def _draw_accuracy(
+  groups: Sequence[Group], teachers: Sequence[float], size: Size
+) -> Figure:
+  height = max(250, 60 + 30 * (len(groups) + 1))
+  figure = style.new_figure(size, height)
+  axes = style.frame(figure.add_subplot())
+  order = list(dict.fromkeys(p for g in groups for p in _phases(g)[:-1]))
+  last = len(order)  # every run's last phase
+  several = len(groups) > 1
+  labels = []
+  if teachers:
+    _draw_level(axes, teachers, LIGHT.teacher, 'solid')
+    labels.append((mean(teachers), 'teacher', teachers, LIGHT.teacher))
+  for group, (color, marker, dash) in zip(groups, looks(groups)):
+    phases = _phases(group)
+    values = [group.accuracies(phase) for phase in phases]
+    if len(phases) == 1 and several:
+      _draw_level(axes, values[0], color, dash)
+    else:
+      at = [*(order.index(p) for p in phases[:-1]), last]
+      _draw_track(axes, at, values, (color, marker, dash))
+      if not several:
+        _draw_values(axes, at, values)
+    name = group.label if several else 'student'
+    labels.append((mean(values[-1]), name, values[-1], color))
+  crowded = last > (2 if size.narrow else 6)
+  names = [p.replace('_', '\n' if crowded else ' ') for p in order]
+  end = 'thaw' if order else _phases(groups[0])[-1].replace('_', ' ')
+  axes.set_xticks(
+    range(last + 1), [*names, end if not several or order else 'end']
+  )
+  axes.set_xlim(-0.35, last + 0.25)
+  axes.margins(y=0.16)
+  style.percent_axis(axes.yaxis)
+  most = 16 if size.narrow else 26
+  style.label_ends(
+    axes,
+    [
+      (y, f'{style.shortened(name, most)}\n{_mean_std(values)}', color)
+      for y, name, values, color in labels
+    ],
+    size,
+  )
+  return figure
+
+
+def _mean_std(values: Sequence[float]) -> str:
+  said = f'{100 * mean(values):.2f}'
+  return said + (
+    f' ± {100 * deviation(values):.2f}' if len(values) > 1 else ' %'
+  )
+
+
+def _draw_level(
+  axes: Axes, values: Sequence[float], color: str, dash: Any
+) -> None:
+  """A line across, and how far seeds are apart."""
+  middle, off = mean(values), deviation(values)
+  if off:
+    axes.axhspan(middle - off, middle + off, color=color, alpha=0.1, lw=0)
+  axes.axhline(middle, color=color, linestyle=dash, linewidth=1.8)
+
+
+def _draw_track(
+  axes: Axes,
+  at: Sequence[int],
+  values: Sequence[Sequence[float]],
+  look: tuple[str, str, Any],
+) -> None:
+  color, marker, dash = look
+  means = [mean(v) for v in values]
+  axes.errorbar(
+    at,
+    means,
+    yerr=[deviation(v) for v in values] if len(values[0]) > 1 else None,
+    color=color,
+    linestyle=dash,
+    linewidth=2,
+    elinewidth=1.2,
+    capsize=3,
+    marker=marker,
+    markersize=8,
+    markeredgecolor=LIGHT.paper,
+    markeredgewidth=1.2,
+    zorder=3,
+  )
+
+
+def _draw_values(
+  axes: Axes, at: Sequence[int], values: Sequence[Sequence[float]]
+) -> None:
+  means = [mean(found) for found in values]
+  for i, (x, y) in enumerate(list(zip(at, means))[:-1]):
+    # On the side that the line does not go to.
+    rises = means[i + 1] > y or (i > 0 and means[i - 1] > y)
+    axes.annotate(
+      f'{100 * y:.2f}',
+      (x, y),
+      xytext=(0, -10 if rises else 9),
+      textcoords='offset points',
+      ha='center',
+      va='top' if rises else 'bottom',
+      color=LIGHT.ink,
+    )
+
+
+def losses(record: Record) -> Drawn | None:
+  """Loss and its terms along the steps; None where nothing was logged."""
+  rows = [row for row in record.metrics if 'loss' in row]
+  phases = list(dict.fromkeys(row['stage'] for row in rows))
+  if not rows:
+    return None
+  curves = {phase: _curves(rows, phase) for phase in phases}
+  names = list(dict.fromkeys(n for c in curves.values() for n in c))
+  return Drawn(
+    name='losses',
+    title='Loss, and what it is made of',
+    says=_losses_say(curves),
+    notes=(
+      'One training batch per point. Terms are shown before their weights; '
+      'the loss is their weighted sum. Each stage has its own steps.'
+    ),
+    rows=[
+      {
+        'phase': row['stage'],
+        'step': row['step'],
+        **{name: row.get(name) for name in names},
+      }
+      for row in rows
+    ],
+    draw=lambda size: _draw_losses(curves, size),
+  )
+
+
+Curve = tuple[list[int], list[float]]
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], phase: str) -> dict[str, Curve]:
+  """Steps and values of the loss and of each term, by name, of a phase."""
+  own = [row for row in rows if row['stage'] == phase]
+  names = list(dict.fromkeys(k for row in own for k in row))
+  names = ['loss'] + [
+    n
+    for n in names
+    if n not in _NO_TERMS
+    and '/' not in n
+    and not n.startswith(('test_', 'validation_'))
+  ]
+  found = {}
+  for name in names:
+    there = [row for row in own if row.get(name) is not None]
+    if there:
+      curve = [row['step'] for row in there], [row[name] for row in there]
+      if name == 'loss' or curve != found['loss']:  # else it is the loss
+        found[name] = curve
+  return found
+
+
+def _losses_say(curves: Mapping[str, Mapping[str, Curve]]) -> str:
+  name = list(curves)[-1]
+  _, values = curves[name]['loss']
+  parts = max(1, len(values) // 10)
+  first, last = (float(np.mean(v)) for v in (values[:parts], values[-parts:]))
+  if len(values) < 2:
+    return f'In {name.replace("_", " ")} the loss stands at {last:.3g}.'
+  verb = 'falls' if last < first else 'rises'
+  return (
+    f'In {name.replace("_", " ")} the loss {verb} from {first:.3g} to '
+    f'{last:.3g}, means over the first and the last tenth of what was logged.'
+  )
+
+
+def _draw_losses(
+  curves: Mapping[str, Mapping[str, Curve]], size: Size
+) -> Figure:
+  per_row = min(len(curves), 2 if size.narrow else 4)
+  lines = math.ceil(len(curves) / per_row)
+  figure = style.new_figure(size, 40 + lines * (150 if size.narrow else 185))
+  grid = figure.subplots(lines, per_row, sharey=True, squeeze=False)
+  panels = list(grid.flat)
+  for panel in panels[len(curves) :]:
+    panel.set_axis_off()
+  every = [
+    v for c in curves.values() for _, values in c.values() for v in values
+  ]
+  positive = min(every) > 0
+  logarithmic = positive and max(every) > 20 * min(every)
+  terms = list(
+    dict.fromkeys(n for c in curves.values() for n in c if n != 'loss')
+  )
+  for panel, (phase, found) in zip(panels, curves.items()):
+    style.frame(panel)
+    if logarithmic:
+      panel.set_yscale('log')
+    main = LIGHT.teacher if phase == 'teacher' else LIGHT.student
+    panel.set_title(
+      phase.replace('_', ' '),
+      loc='left',
+      fontsize=size.text,
+      fontweight='bold',
+      color=main,
+    )
+    for name, curve in found.items():
+      color, dash = main, 'solid'
+      if name != 'loss':
+        number = terms.index(name)
+        color = style.OTHERS[number % len(style.OTHERS)]
+        dash = style.DASHES[number % len(style.DASHES)]
+      _draw_curve(panel, curve, color, dash, name == 'loss')
+    steps = max(curve[0][-1] for curve in found.values())
+    panel.set_xlim(0, steps * 1.02)
+    panel.set_xticks([0, steps], ['0', short(steps)])
+    for label, side in zip(panel.get_xticklabels(), ('left', 'right')):
+      label.set_ha(side)
+  _scale(panels[0], logarithmic)
+  _loss_key(figure, terms, size)
+  return figure
+
+
+def _scale(axes: Axes, logarithmic: bool) -> None:
+  if logarithmic:
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+  else:
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
+  axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:.3g}'))
+
+
+def _draw_curve(
+  axes: Axes, curve: Curve, color: str, dash: Any, main: bool
+) -> None:
+  steps, values = curve
+  width = 2.2 if main else 1.5
+  if len(values) >= _SMOOTHED:
+    axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
+    values = _smooth(np.array(values))
+  axes.plot(
+    steps,
+    values,
+    color=color,
+    linewidth=width,
+    linestyle=dash,
+    marker='o' if len(values) == 1 else '',
+    zorder=3 if main else 2,
+  )
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+  """The mean of each value's neighbours, fewer at the ends."""
+  reach = max(1, len(values) // 40)
+  sums = np.cumsum(np.concatenate([[0.0], values]))
+  at = np.arange(len(values))
+  low = np.maximum(at - reach, 0)
+  high = np.minimum(at + reach + 1, len(values))
+  return (sums[high] - sums[low]) / (high - low)
+
+
+def _loss_key(figure: Figure, terms: Sequence[str], size: Size) -> None:
+  """Which line is which: the terms go on from panel to panel."""
+  lines = [figure.axes[0].plot([], [], color=LIGHT.student, linewidth=2.2)[0]]
+  for i, _ in enumerate(terms):
+    lines += figure.axes[0].plot(
+      [],
+      [],
+      color=style.OTHERS[i % len(style.OTHERS)],
+      linestyle=style.DASHES[i % len(style.DASHES)],
+      linewidth=1.5,
+    )
+  figure.legend(
+    lines,
+    ['loss', *terms],
+    loc='outside lower left',
+    ncols=min(len(lines), 3 if size.narrow else 6),
+    frameon=False,
+    labelcolor=LIGHT.ink,
+    handlelength=2.6,
+    columnspacing=1.6,
+  )
