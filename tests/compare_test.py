@@ -10,6 +10,7 @@ import tiny_run
 
 from cbkd_jax import compare_tables, comparison, training
 from cbkd_jax.errors import NonFiniteLossError, Preempted, UserError
+from cbkd_jax.reporting import record
 
 CHANGES = {
   'teacher__model': 'tiny_run:shallow',
@@ -38,6 +39,7 @@ def _compare(directory, interrupted=lambda: False, seeds=2, orders=ORDERS):
     orders=orders,
     console=tiny_run.console(),
     interrupted=interrupted,
+    command='python -m cbkd_jax.compare',
   )
 
 
@@ -61,6 +63,21 @@ def test_a_row_for_every_order_and_seed(compared):
     assert summary['compression']['keep'] == [1, 0.5]
     assert row['params'] == 192  # of 450
   assert json.loads((directory / 'compare.json').read_text()) == found
+
+
+def test_the_records_of_its_runs(compared):
+  directory, found = compared
+  records = record.read_all([directory])
+  assert [(r.name, r.done, r.command) for r in records] == [
+    (f'seed_{seed}/{order}', done, 'python -m cbkd_jax.compare')
+    for seed in (0, 1)
+    for order, done in (
+      ('counterclockwise', ('teacher', 'stage_1', 'thaw')),
+      ('scratch', ('teacher', 'scratch')),
+    )
+  ]
+  accuracies = [row['accuracy'] for row in found['rows']]
+  assert [r.phases[-1]['accuracy'] for r in records] == accuracies
 
 
 def test_the_orders_of_a_seed_share_one_teacher(compared):

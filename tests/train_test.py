@@ -514,12 +514,15 @@ def test_sigterm_and_sigkill_and_on_is_the_same_run(
     'error: teacher: stopped at step 38 of 40, saved; the same command goes '
     'on\n'
   )
+  command = f'python -m cbkd_jax.train --config={HERE}/tiny_run.py --workdir='
+  assert workdir.commands(directory) == f'{command}{directory}'
   with _start(directory, compilation) as process:
     _wait_for(directory / 'stage_1' / '4', process)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
   assert not (directory / 'stage_2').exists()
   assert not (directory / 'summary.json').exists()
+  assert workdir.commands(directory).count('\n') == 0  # the same once more
   tiny_run.run(directory)
   _assert_identical(directory, whole)
 

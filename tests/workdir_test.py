@@ -2,13 +2,14 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from cbkd_jax import workdir
+from cbkd_jax import command, workdir
 from cbkd_jax.errors import UserError
 
 DEFAULTS = {'seed': 0, 'thaw': {'epochs': 2.0, 'steps': None}, 'keep': (1, 0.5)}
@@ -169,3 +170,21 @@ def test_a_start_that_was_cut_short_is_done_again(tmp_path, monkeypatch):
   ]
   assert (target / 'teacher' / 'weights').read_text() == 'teacher'
   assert workdir.check_config(target, DEFAULTS, DEFAULTS)
+
+
+def test_each_different_command_is_kept_once(tmp_path):
+  assert workdir.commands(tmp_path) is None
+  for command in ('one', 'one', 'one --more', 'one --more', 'more'):
+    workdir.add_command(tmp_path, command)
+  assert workdir.commands(tmp_path) == 'one\none --more\nmore'
+  assert (tmp_path / 'command.txt').read_text().endswith('more\n')
+
+
+def test_a_command_as_it_would_be_typed(monkeypatch):
+  monkeypatch.setattr(
+    sys, 'argv', ['/x/train.py', "--objective=ce + 2*kd('a')"]
+  )
+  assert shlex.split(command.line('cbkd_jax.train')) == [
+    *('python', '-m', 'cbkd_jax.train'),
+    "--objective=ce + 2*kd('a')",
+  ]
