@@ -13,6 +13,7 @@ from cbkd_jax.reporting import style
 from cbkd_jax.reporting.analysis import Analysis
 from cbkd_jax.reporting.drawn import Drawn
 from cbkd_jax.reporting.style import LIGHT, Size
+from cbkd_jax.reporting.wording import percent
 
 _NAMED = 20  # classes up to which each has its name and number in a figure
 _PAIRS = 12  # confused pairs in a list
@@ -85,12 +86,15 @@ def _confusion_says(analysis: Analysis) -> str:
   teachers = analysis.teacher_predictions == analysis.labels
   new = int((teachers & ~own).sum())
   first = found[0]
-  return (
+  said = (
     f'The student is wrong on {wrong:,} of {len(analysis.labels):,} images, '
-    f'{new:,} of which the teacher has right; most often it takes '
-    f'{name_of(analysis, first.label)} for {name_of(analysis, first.predicted)} '
-    f'({first.student:,}).'
+    f'{new:,} of which the teacher has right; '
   )
+  if first.student == 1:
+    return f'{said}no confusion happens twice.'
+  one, other = (name_of(analysis, i) for i in (first.label, first.predicted))
+  said += f'most often, {first.student:,} times, it takes "{one}" for '
+  return f'{said}"{other}".'
 
 
 def _shares(analysis: Analysis) -> np.ndarray:
@@ -155,7 +159,7 @@ def _draw_many(analysis: Analysis, size: Size) -> Figure:
   image[..., :3] = colors.to_rgb('#d0508c')
   image[np.arange(classes), np.arange(classes), :3] = colors.to_rgb('#2fa377')
   # A single mistake in a hundred has to be seen.
-  image[..., 3] = np.where(shares > 0, 0.2 + 0.8 * np.sqrt(shares), 0)
+  image[..., 3] = np.where(shares > 0, 0.35 + 0.65 * np.sqrt(shares), 0)
   axes.imshow(image, interpolation='none', aspect='equal')
   for spine in axes.spines.values():
     spine.set(visible=True, color=LIGHT.grid)
@@ -180,7 +184,7 @@ def confused(analysis: Analysis) -> Drawn | None:
     says=(
       f'The {len(top)} most frequent confusions are '
       f'{sum(p.student for p in top) / sum(p.student for p in found):.0%} of '
-      f'the student’s mistakes: {sum(p.student for p in top):,}, where the '
+      f"the student's mistakes: {sum(p.student for p in top):,}, where the "
       f'teacher makes {sum(p.teacher for p in top):,}.'
     ),
     notes='True class → what is said; test images.',
@@ -251,7 +255,7 @@ def drops(analysis: Analysis) -> Drawn:
     title='What each class loses or gains',
     says=_drops_say(analysis, change, order),
     notes=(
-      'Student’s accuracy on the class minus the teacher’s, in percentage '
+      "Student's accuracy on the class minus the teacher's, in percentage "
       'points.'
       + f' The {_ENDS} lowest, and up to {_ENDS} that gain most.'
       * (len(order) > _NAMED)
@@ -282,8 +286,8 @@ def _drops_say(
   if lost:
     first = order[0]
     said += (
-      f'; {name_of(analysis, first)} loses most: {-change[first]:.1f} points '
-      f'of {100 * analysis.teacher_class_accuracy[first]:.1f} %'
+      f'; "{name_of(analysis, first)}" loses most, {-change[first]:.1f} points '
+      f'of {percent(analysis.teacher_class_accuracy[first])}'
     )
   return f'{said}.'
 
@@ -297,7 +301,7 @@ def _draw_drops(
   shown = list(order)
   if len(shown) > _NAMED:
     gain = [label for label in shown[-_ENDS:] if change[label] > 0]
-    shown = [*shown[:_ENDS], None, *gain]
+    shown = [*shown[:_ENDS], *([None] if gain else []), *gain]
   figure = style.new_figure(size, 24 + 24 * len(shown))
   axes = style.frame(figure.add_subplot(), grid='')
   most = 16 if size.narrow else 32
@@ -311,7 +315,7 @@ def _draw_drops(
     color = LIGHT.rose if value < 0 else LIGHT.student
     axes.barh(y, value, height=0.62, color=color, linewidth=0)
     axes.annotate(
-      f'{value:+.1f}'.replace('-', '−') if value else '0',
+      f'{value:+.1f}'.replace('-', '\N{MINUS SIGN}') if value else '0',
       (value, y),
       xytext=(-5 if value < 0 else 5, 0),
       textcoords='offset points',

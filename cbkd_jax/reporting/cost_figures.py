@@ -1,9 +1,8 @@
 """What each block costs, teacher beside student; and CKA at each cut."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -12,6 +11,7 @@ from cbkd_jax.reporting.analysis import Analysis
 from cbkd_jax.reporting.drawn import Drawn
 from cbkd_jax.reporting.planned import Plan
 from cbkd_jax.reporting.style import LIGHT, Size
+from cbkd_jax.reporting.wording import ratio
 from cbkd_jax.summary import short
 
 
@@ -84,13 +84,6 @@ def sums(blocks: Sequence[Block], key: str) -> tuple[float, float]:
   )
 
 
-def ratio(teacher: float, student: float) -> str:
-  """How many times less the student has: '÷4.9'; empty without any."""
-  if not (student and teacher):
-    return ''
-  return 'same' if teacher == student else f'÷{teacher / student:.3g}'
-
-
 def costs(blocks: Sequence[Block], measured: str = '') -> Drawn:
   """The figure of costs per block.
 
@@ -130,7 +123,7 @@ def _says(blocks: Sequence[Block], kinds: Sequence[Kind]) -> str:
     by = teacher / student
     if by < 1:
       by, less = 1 / by, 'more'
-    said.append(f'{by:.2f}× {less} {kind.name.partition(" ")[0]}')
+    said.append(f'{by:.2f}x {less} {kind.name.partition(" ")[0]}')
   *all_but_last, last = said
   return f'In all, the student has {", ".join(all_but_last)} and {last}.'
 
@@ -156,7 +149,8 @@ def _draw_kind(
   style.frame(axes, grid='')
   totals = sums(blocks, kind.key)
   axes.set_title(
-    f'{kind.name}: {kind.text(totals[0])} → {kind.text(totals[1])}',
+    f'{kind.name.partition(" ")[0]}: {kind.text(totals[0])} → '
+    f'{kind.text(totals[1])}',
     loc='left',
     fontsize=size.text,
     fontweight='bold',
@@ -203,8 +197,8 @@ def cka(analysis: Analysis) -> Drawn:
     says=_cka_says(analysis.cka),
     notes=(
       f'Linear CKA between teacher and student on '
-      f'{analysis.cka_examples:,} test images: 1 where one’s features are the '
-      'other’s, rotated or scaled; 0 where they have nothing in common.'
+      f"{analysis.cka_examples:,} test images: 1 where one's features are the "
+      "other's, rotated or scaled; 0 where they have nothing in common."
     ),
     rows=[{'cut': name, 'cka': value} for name, value in analysis.cka],
     draw=lambda size: _draw_cka(analysis.cka, size),

@@ -15,7 +15,7 @@ from cbkd_jax.reporting.style import LIGHT, Size
 from cbkd_jax.summary import short
 
 _MARGIN, _GAP = 10, 14  # pixels, at the sides and between blocks
-_HEAD, _FOOT = 24, 24  # a row's name above its blocks; numbers below
+_HEAD, _FOOT = 24, 30  # a row's name above its blocks; numbers below
 _LEAST = 3  # a block's sides, where it would be too small to be seen
 
 
@@ -40,7 +40,7 @@ def network(plan: Plan, accuracies: Mapping[str, float]) -> Drawn:
     title='The network, stage by stage',
     says=_says(plan),
     notes=(
-      'Input on the left. A block’s area is its number of parameters (of the '
+      "Input on the left. A block's area is its number of parameters (of the "
       'student, as folded at the end; the head counts with the last block).'
     ),
     rows=[
@@ -83,7 +83,7 @@ def _rows(plan: Plan, accuracies: Mapping[str, float]) -> list[_Row]:
     rows.append(
       _Row(
         stage.name,
-        _trains(stage.trained),
+        trains(stage.trained),
         accuracies.get(stage.name),
         # A control's shallow blocks may not be the teacher's own.
         tuple(
@@ -96,7 +96,7 @@ def _rows(plan: Plan, accuracies: Mapping[str, float]) -> list[_Row]:
   return rows
 
 
-def _trains(trained: Sequence[bool]) -> str:
+def trains(trained: Sequence[bool]) -> str:
   """In words; the head is the last part."""
   *blocks, head = trained
   if all(trained):
@@ -139,7 +139,7 @@ def _draw(plan: Plan, rows: Sequence[_Row], size: Size) -> Figure:
       _draw_block(axes, plan, row, i, (x, middle), (scale, scale * flat))
     if number in (0, len(rows) - 1):
       numbers = plan.teacher if number == 0 else plan.student
-      _draw_numbers(axes, columns, numbers, top + _HEAD + band + 4, size)
+      _draw_numbers(axes, columns, numbers, top + _HEAD + band + 3, size)
   _draw_key(axes, size, 8 + step * len(rows) + 8)
   return figure
 
@@ -240,8 +240,8 @@ def _draw_numbers(
 def _draw_key(axes: Axes, size: Size, y: float) -> None:
   """What the marks mean."""
   entries = (
-    ('teacher’s', {'facecolor': LIGHT.teacher}),
-    ('student’s', {'facecolor': LIGHT.student}),
+    ("teacher's", {'facecolor': LIGHT.teacher}),
+    ("student's", {'facecolor': LIGHT.student}),
     ('trains', {'facecolor': 'none', 'edgecolor': LIGHT.ink, 'linewidth': 2.2}),
     (
       'frozen',

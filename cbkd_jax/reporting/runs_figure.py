@@ -11,6 +11,7 @@ from cbkd_jax.reporting.drawn import Drawn
 from cbkd_jax.reporting.groups import Group, deviation, mean
 from cbkd_jax.reporting.style import LIGHT, Size
 from cbkd_jax.reporting.training_figures import looks
+from cbkd_jax.reporting.wording import against, percent
 from cbkd_jax.summary import short
 
 
@@ -55,16 +56,15 @@ def size_and_accuracy(groups: Sequence[Group]) -> Drawn | None:
 
 def _says(rows: Sequence[dict], teacher: dict) -> str:
   best = max(rows, key=lambda row: row['accuracy'])
-  gap = 100 * (best['accuracy'] - teacher['accuracy'])
+  gap = against(best['accuracy'], teacher['accuracy'], 'the teacher')
   least = min(rows, key=lambda row: row['params'])
   said = (
-    f'{best["run"]} is the most accurate student, {abs(gap):.2f} points '
-    f'{"above" if gap > 0 else "below"} the teacher with '
+    f'{best["run"]} is the most accurate student, {gap} with '
     f'{teacher["params"] / best["params"]:.2f} times fewer parameters'
   )
   if least['params'] < best['params']:
     said += (
-      f'; the smallest, {least["run"]}, has {least["accuracy"]:.2%} at '
+      f'; the smallest, {least["run"]}, has {percent(least["accuracy"])} at '
       f'{teacher["params"] / least["params"]:.2f} times fewer'
     )
   return f'{said}.'

@@ -83,8 +83,8 @@ class Size(NamedTuple):
 
 
 # The narrow one is a phone's, the wide one half a desk's screen.
-NARROW = Size('narrow', 340, 11)
-WIDE = Size('wide', 560, 11.5)
+NARROW = Size('narrow', 340, 12)
+WIDE = Size('wide', 560, 12.5)
 
 _SETTINGS = {
   'font.family': 'sans-serif',

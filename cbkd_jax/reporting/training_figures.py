@@ -15,6 +15,7 @@ from cbkd_jax.reporting.drawn import Drawn
 from cbkd_jax.reporting.groups import Group, deviation, mean
 from cbkd_jax.reporting.record import Record
 from cbkd_jax.reporting.style import LIGHT, Size
+from cbkd_jax.reporting.wording import against, percent, stage_name
 from cbkd_jax.summary import short
 
 # What a row of training has beside its terms of the loss.
@@ -96,27 +97,18 @@ def _accuracy_says(groups: Sequence[Group], teachers: Sequence[float]) -> str:
   ends = {g.label: mean(g.accuracies(_phases(g)[-1])) for g in groups}
   if len(groups) > 1:
     best, worst = max(ends, key=ends.get), min(ends, key=ends.get)
-    return (
-      f'{best} ends highest, at {ends[best]:.2%}; {worst} lowest, at '
-      f'{ends[worst]:.2%}'
-      + (f'; the teacher has {mean(teachers):.2%}.' if teachers else '.')
-    )
+    said = f'{best} ends highest, at {percent(ends[best])}; {worst} lowest, at '
+    said += percent(ends[worst])
+    return f'{said}; the teacher has {percent(mean(teachers))}.'
   (group,), phases = groups, _phases(groups[0])
   values = [mean(group.accuracies(phase)) for phase in phases]
-  said = (
-    f'After {phases[-1].replace("_", " ")} the student has {values[-1]:.2%}'
-  )
-  if teachers:
-    gap = 100 * (values[-1] - mean(teachers))
-    said += (
-      f', {abs(gap):.2f} points {"above" if gap > 0 else "below"} the teacher'
-    )
-    if abs(gap) < 0.005:
-      said = said.rpartition(',')[0] + ', as the teacher'
+  who = 'student' if group.finished else 'network'
+  said = f'After {stage_name(phases[-1])} the {who} has {percent(values[-1])}'
+  said += f', {against(values[-1], mean(teachers), "the teacher")}'
   if len(values) > 1:
     lowest = min(range(len(values)), key=values.__getitem__)
-    said += f'; it was lowest after {phases[lowest].replace("_", " ")}'
-    said += f', {values[lowest]:.2%}' * (lowest < len(values) - 1)
+    said += f'; it was lowest after {stage_name(phases[lowest])}'
+    said += f', {percent(values[lowest])}' * (lowest < len(values) - 1)
   return f'{said}.'
 
 
@@ -129,10 +121,8 @@ def _draw_accuracy(
   order = list(dict.fromkeys(p for g in groups for p in _phases(g)[:-1]))
   last = len(order)  # every run's last phase
   several = len(groups) > 1
-  labels = []
-  if teachers:
-    _draw_level(axes, teachers, LIGHT.teacher, 'solid')
-    labels.append((mean(teachers), 'teacher', teachers, LIGHT.teacher))
+  _draw_level(axes, teachers, LIGHT.teacher, 'solid')
+  labels = [(mean(teachers), 'teacher', teachers, LIGHT.teacher)]
   for group, (color, marker, dash) in zip(groups, looks(groups)):
     phases = _phases(group)
     values = [group.accuracies(phase) for phase in phases]
@@ -143,7 +133,8 @@ def _draw_accuracy(
       _draw_track(axes, at, values, (color, marker, dash))
       if not several:
         _draw_values(axes, at, values)
-    name = group.label if several else 'student'
+    alone = 'student' if group.finished else 'so far'
+    name = group.label if several else alone
     labels.append((mean(values[-1]), name, values[-1], color))
   crowded = last > (2 if size.narrow else 6)
   names = [p.replace('_', '\n' if crowded else ' ') for p in order]
@@ -284,10 +275,10 @@ def _losses_say(curves: Mapping[str, Mapping[str, Curve]]) -> str:
   parts = max(1, len(values) // 10)
   first, last = (float(np.mean(v)) for v in (values[:parts], values[-parts:]))
   if len(values) < 2:
-    return f'In {name.replace("_", " ")} the loss stands at {last:.3g}.'
+    return f'In {stage_name(name)} the loss stands at {last:.3g}.'
   verb = 'falls' if last < first else 'rises'
   return (
-    f'In {name.replace("_", " ")} the loss {verb} from {first:.3g} to '
+    f'In {stage_name(name)} the loss {verb} from {first:.3g} to '
     f'{last:.3g}, means over the first and the last tenth of what was logged.'
   )
 
@@ -352,7 +343,7 @@ def _draw_curve(
   axes: Axes, curve: Curve, color: str, dash: Any, main: bool
 ) -> None:
   steps, values = curve
-  width = 2.2 if main else 1.5
+  width = 2.2 if main else 1.7
   if len(values) >= _SMOOTHED:
     axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
     values = _smooth(np.array(values))
@@ -363,7 +354,7 @@ def _draw_curve(
     linewidth=width,
     linestyle=dash,
     marker='o' if len(values) == 1 else '',
-    zorder=3 if main else 2,
+    zorder=2 if main else 3,
   )
 
 
