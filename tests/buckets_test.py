@@ -14,6 +14,7 @@ import cbkd_jax
 from cbkd_jax import buckets, checkpoints, phases, student, workdir
 from cbkd_jax.data import digits
 from cbkd_jax.errors import UserError
+from cbkd_jax.reporting import record
 
 # Two phases: little to compile.
 CHANGES = {
@@ -93,6 +94,32 @@ def test_a_run_leaves_the_same_in_a_bucket(server, run, disk):
   )
   board = (disk / 'tensorboard').iterdir()
   assert written == sum(p.stat().st_size for p in board)
+
+
+def test_what_a_report_reads_is_the_same_in_a_bucket(run, disk):
+  found, expected = record.read(run), record.read(disk)
+  assert (found.name, found.done) == ('run', expected.done)
+  assert found.metrics == expected.metrics
+  assert found.config == expected.config
+  summary = run / 'summary.json'
+  kept = summary.read_text()
+  summary.unlink()
+  try:
+    unfinished = record.read(run)
+  finally:
+    summary.write_text(kept)
+  assert not unfinished.finished
+  assert unfinished.metrics == expected.metrics
+  assert [p['accuracy'] for p in unfinished.phases] == [
+    p['accuracy'] for p in expected.phases
+  ]
+
+
+def test_a_command_is_kept_in_a_bucket(run):
+  workdir.add_command(run, 'one')
+  workdir.add_command(run, 'two')
+  assert workdir.commands(run) == 'one\ntwo'
+  (run / 'command.txt').unlink()
 
 
 def test_a_finished_run_in_a_bucket_says_so(run):

@@ -174,17 +174,14 @@ def test_a_start_that_was_cut_short_is_done_again(tmp_path, monkeypatch):
 
 def test_each_different_command_is_kept_once(tmp_path):
   assert workdir.commands(tmp_path) is None
-  for command in ('one', 'one', 'one --more', 'one --more', 'more'):
-    workdir.add_command(tmp_path, command)
+  for line in ('one', 'one', 'one --more', 'one --more', 'more'):
+    workdir.add_command(tmp_path, line)
   assert workdir.commands(tmp_path) == 'one\none --more\nmore'
   assert (tmp_path / 'command.txt').read_text().endswith('more\n')
 
 
 def test_a_command_as_it_would_be_typed(monkeypatch):
-  monkeypatch.setattr(
-    sys, 'argv', ['/x/train.py', "--objective=ce + 2*kd('a')"]
-  )
-  assert shlex.split(command.line('cbkd_jax.train')) == [
-    *('python', '-m', 'cbkd_jax.train'),
-    "--objective=ce + 2*kd('a')",
-  ]
+  argument = "--config.objective=ce + 2*kd('a')"
+  monkeypatch.setattr(sys, 'argv', ['/x/train.py', argument])
+  found = command.line('cbkd_jax.train')
+  assert shlex.split(found) == ['python', '-m', 'cbkd_jax.train', argument]
