@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 FLAGS = (
   '--headless',
@@ -35,9 +35,8 @@ class Browser:
     complaints: what pages reported: errors, warnings, exceptions.
   """
 
-  def __init__(self, commands: int, answers: int):
-    self._commands = os.fdopen(commands, 'wb')
-    self._answers = os.fdopen(answers, 'rb')
+  def __init__(self, commands: IO[bytes], answers: IO[bytes]):
+    self._commands, self._answers = commands, answers
     self._pending, self._number, self._session = b'', 0, None
     self.requested: list[str] = []
     self.complaints: list[str] = []
@@ -116,21 +115,25 @@ def browser(profile: Path) -> Iterator[Browser]:
   Args:
     profile: a new directory for what it keeps.
   """
-  commands, to_it = os.pipe()
-  from_it, answers = os.pipe()
+  its_commands, commands = os.pipe()
+  answers, its_answers = os.pipe()
   # It takes commands from descriptor 3 and answers on 4.
-  line = f'exec "$@" 3<&{commands} 4>&{answers}'
+  line = f'exec "$@" 3<&{its_commands} 4>&{its_answers}'
   arguments = [path(), *FLAGS, f'--user-data-dir={profile}', 'about:blank']
-  with subprocess.Popen(
-    ['bash', '-c', line, 'bash', *arguments],
-    pass_fds=(commands, answers),
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  ) as process:
-    os.close(commands)
-    os.close(answers)
+  with (
+    os.fdopen(commands, 'wb') as sent,
+    os.fdopen(answers, 'rb') as received,
+    subprocess.Popen(
+      ['bash', '-c', line, 'bash', *arguments],
+      pass_fds=(its_commands, its_answers),
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    ) as process,
+  ):
+    os.close(its_commands)
+    os.close(its_answers)
     try:
-      yield Browser(to_it, from_it)
+      yield Browser(sent, received)
     finally:
       process.kill()

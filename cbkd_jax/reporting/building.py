@@ -81,16 +81,20 @@ def write(
   across, table = [], None
   if groups:
     table = tables.side_by_side(groups)
-    across = _across(groups)
-  html = page.render(sections, groups, across, table)
+    across = [drawn.render() for drawn in _across(groups)]
+  shown = [
+    (s, [d.render(page.prefix(s, bool(groups))) for d in s.figures])
+    for s in sections
+  ]
+  html = page.render(shown, groups, across, table)
   with buckets.told(directory, '--workdir'):
     folder = directory / page.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for drawn in across:
-      drawn.write(folder)
-    for section in sections:
-      for drawn in section.figures:
-        drawn.write(folder, page.prefix(section, bool(groups)))
+    for rendered in (
+      *across,
+      *(one for _, figures in shown for one in figures),
+    ):
+      rendered.write(folder)
     (directory / PAGE).write_text(html, encoding='utf-8')
     written = [directory / PAGE]
     if not groups and sections[0].record.finished:

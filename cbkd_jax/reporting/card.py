@@ -123,7 +123,7 @@ def front_matter(section: Section) -> str:
 
 def markdown(text: Any) -> str:
   """Text that comes from data, on one line and without markup."""
-  text = ' '.join(str(text).split())
+  text = re.sub(r'[ \t\n\r\f\v]+', ' ', str(text)).strip(' ')
   text = text.replace('&', '&amp;').replace('<', '&lt;')
   return re.sub(r'([\\`*_{}\[\]|])', r'\\\1', text)
 

@@ -119,6 +119,8 @@ def _says(blocks: Sequence[Block], kinds: Sequence[Kind]) -> str:
   said = []
   for kind in kinds:
     teacher, student = sums(blocks, kind.key)
+    if not (teacher and student):
+      continue
     less = 'fewer' if kind.key in ('params', 'flops') else 'less'
     by = teacher / student
     if by < 1:

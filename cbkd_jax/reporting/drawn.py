@@ -31,31 +31,21 @@ class Drawn(NamedTuple):
   draw: Callable[[Size], Figure]
   notes: str = ''
 
-  def svgs(self, prefix: str = '') -> dict[str, str]:
-    """Both sizes for a page, by the size's name.
+  def render(self, prefix: str = '') -> 'Rendered':
+    """Draws it in both sizes.
 
     Args:
-      prefix: tells the figures of several runs in a page apart.
+      prefix: stands before the name; tells several runs' figures apart.
     """
-    label = f'{self.title}. {self.says}'
-    found = {}
-    for size in NARROW, WIDE:
-      with style.settings(size):
-        key = f'{prefix}{self.name}-{size.name}'
-        found[size.name] = style.svg(self.draw(size), key, label)
-    return found
-
-  def write(self, directory: Path, prefix: str = '') -> None:
-    """Writes NAME.png and NAME.csv.
-
-    Args:
-      directory: exists; may be in a bucket.
-      prefix: stands before the name.
-    """
+    key, label = f'{prefix}{self.name}', f'{self.title}. {self.says}'
+    with style.settings(NARROW):
+      figure = style.settled(self.draw(NARROW))
+      narrow = style.svg(figure, f'{key}-narrow', label)
     with style.settings(WIDE):
-      image = style.png(self.draw(WIDE))
-    (directory / f'{prefix}{self.name}.png').write_bytes(image)
-    (directory / f'{prefix}{self.name}.csv').write_text(self.csv())
+      figure = style.settled(self.draw(WIDE))
+      wide = style.svg(figure, f'{key}-wide', label)
+      image = style.png(figure)
+    return Rendered(key, self, narrow, wide, image)
 
   def csv(self) -> str:
     """The numbers, a header first; None is an empty cell."""
@@ -64,3 +54,32 @@ class Drawn(NamedTuple):
     writer.writeheader()
     writer.writerows(self.rows)
     return out.getvalue()
+
+
+class Rendered(NamedTuple):
+  """A figure as it goes into a page and into files.
+
+  Attributes:
+    key: its name in the page and of its files.
+    drawn: what it shows.
+    narrow: an `<svg>` for a phone.
+    wide: one for a desk.
+    image: the wide one as PNG.
+  """
+
+  key: str
+  drawn: Drawn
+  narrow: str
+  wide: str
+  image: bytes
+
+  def write(self, directory: Path) -> None:
+    """Writes KEY.png and KEY.csv.
+
+    Args:
+      directory: exists; may be in a bucket.
+    """
+    (directory / f'{self.key}.png').write_bytes(self.image)
+    (directory / f'{self.key}.csv').write_text(
+      self.drawn.csv(), encoding='utf-8'
+    )

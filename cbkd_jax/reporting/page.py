@@ -9,7 +9,7 @@ import jinja2
 import markupsafe
 
 from cbkd_jax.reporting import picture, provenance, style, tables
-from cbkd_jax.reporting.drawn import Drawn
+from cbkd_jax.reporting.drawn import Rendered
 from cbkd_jax.reporting.groups import Group
 from cbkd_jax.reporting.section import Section
 from cbkd_jax.reporting.tables import Table
@@ -23,15 +23,16 @@ _COSTS = ('blocks', 'cka')
 
 
 def render(
-  sections: Sequence[Section],
+  sections: Sequence[tuple[Section, Sequence[Rendered]]],
   groups: Sequence[Group] = (),
-  across: Sequence[Drawn] = (),
+  across: Sequence[Rendered] = (),
   table: Table | None = None,
 ) -> str:
   """The page.
 
   Args:
-    sections: the runs that are shown in full; at least one.
+    sections: the runs that are shown in full, at least one, each with its
+      figures.
     groups: all runs, where there are several.
     across: the figures that several runs have in common.
     table: the runs side by side.
@@ -40,12 +41,15 @@ def render(
     HTML. Figures' files are linked to, in the folder beside it.
   """
   several = table is not None
-  runs = [_run(section, prefix(section, several)) for section in sections]
+  runs = [
+    _run(section, prefix(section, several), figures)
+    for section, figures in sections
+  ]
   page = {
     'title': _title(groups) if several else runs[0]['title'],
     'lead': _lead_of_several(groups) if several else runs[0]['lead'],
     'css': _css(),
-    'across': [_figure(drawn, '') for drawn in across],
+    'across': [_figure(rendered) for rendered in across],
     'table': table,
     'runs': runs,
     'footer': (
@@ -80,23 +84,26 @@ def _css() -> markupsafe.Markup:
   return markupsafe.Markup(text)
 
 
-def _figure(drawn: Drawn, start: str) -> dict[str, Any]:
-  svgs = {k: markupsafe.Markup(v) for k, v in drawn.svgs(start).items()}
+def _figure(rendered: Rendered) -> dict[str, Any]:
+  drawn, key = rendered.drawn, rendered.key
   return {
-    'id': f'{start}{drawn.name}',
+    'id': key,
     'title': drawn.title,
     'says': drawn.says,
     'notes': drawn.notes,
-    'csv': f'{FOLDER}/{start}{drawn.name}.csv',
-    'png': f'{FOLDER}/{start}{drawn.name}.png',
-    **svgs,
+    'csv': f'{FOLDER}/{key}.csv',
+    'png': f'{FOLDER}/{key}.png',
+    'narrow': markupsafe.Markup(rendered.narrow),
+    'wide': markupsafe.Markup(rendered.wide),
   }
 
 
-def _run(section: Section, start: str) -> dict[str, Any]:
+def _run(
+  section: Section, start: str, rendered: Sequence[Rendered]
+) -> dict[str, Any]:
   """What the template says of a run."""
   record = section.record
-  figures = {f.name: _figure(f, start) for f in section.figures}
+  figures = {one.drawn.name: _figure(one) for one in rendered}
   command, given = provenance.command(record)
   fields = provenance.fields(record)
   changed = [field for field in fields if field.default is not None]

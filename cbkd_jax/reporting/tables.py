@@ -42,7 +42,9 @@ def stages(section: Section) -> Table:
   else:
     names = list(done)
   top_5 = any('top_5_accuracy' in phase for phase in done.values())
+  validated = any('validation_accuracy' in phase for phase in done.values())
   headers = ['stage', 'trains', 'steps', 'accuracy', *(['top-5'] * top_5)]
+  headers += ['validation'] * validated
   headers += ['agreement', 'KL', 'last loss', 'seconds', 'images/s']
   rows = []
   for name in names:
@@ -64,6 +66,7 @@ def stages(section: Section) -> Table:
         f'{found["steps"]:,}',
         percent(found['accuracy']),
         *([percent(found.get('top_5_accuracy'))] * top_5),
+        *([percent(found.get('validation_accuracy'))] * validated),
         percent(found.get('agreement')),
         _number(found.get('kl_to_teacher')),
         _number(found.get('loss')),
