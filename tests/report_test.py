@@ -311,7 +311,8 @@ def test_runs_side_by_side(made):
   assert teachers['seeds'] == '2'
   page = (made / 'several' / 'report.html').read_text()
   assert '3 of 4 runs are finished.' in page
-  assert '<td>86.25 ± 1.77</td>' in page
+  space = '\N{NO-BREAK SPACE}'
+  assert f'<td>86.25{space}±{space}1.77</td>' in page
   assert '<td>1 of 2</td>' in page
   for order in SEEDS:
     name = f'seed_0/{order}'

@@ -5,7 +5,7 @@ import re
 import statistics
 from collections.abc import Sequence
 
-from cbkd_jax import workdir
+from cbkd_jax import stages, workdir
 from cbkd_jax.reporting.record import Record
 
 
@@ -45,7 +45,14 @@ class Group:
 
 
 def group(records: Sequence[Record]) -> list[Group]:
-  """The runs by what they differ in besides their seed, in their order."""
+  """The runs by what they differ in besides their seed.
+
+  Args:
+    records: the runs.
+
+  Returns:
+    The method's groups first, then the controls', else in the runs' order.
+  """
   found: dict[str, list[Record]] = {}
   for record in records:
     fields = workdir.compared(record.config)
@@ -57,7 +64,9 @@ def group(records: Sequence[Record]) -> list[Group]:
     labels = {_without_seed(record.name) for record in members}
     label = labels.pop() if len(labels) == 1 else members[0].name
     groups.append(Group(label or members[0].name, tuple(members)))
-  return groups
+  return sorted(
+    groups, key=lambda g: stages.ORDERS.index(g.first.config['order'])
+  )
 
 
 def _without_seed(name: str) -> str:

@@ -46,7 +46,8 @@ def size_and_accuracy(groups: Sequence[Group]) -> Drawn | None:
     name='size',
     title='Accuracy against size',
     says=_says(rows, teacher),
-    notes='On the test split, after the last step.'
+    notes='On the test split, after the last step. Students of one size stand '
+    'abreast.'
     + ' Mean and standard deviation over seeds.'
     * any(row['seeds'] > 1 for row in rows),
     rows=[teacher, *rows],
@@ -73,10 +74,12 @@ def _says(rows: Sequence[dict], teacher: dict) -> str:
 def _draw(groups: Sequence[Group], rows: Sequence[dict], size: Size) -> Figure:
   figure = style.new_figure(size, max(280, 60 + 34 * len(rows)))
   axes = style.frame(figure.add_subplot(), grid='both')
-  colors = []
+  colors, sizes = [], [row['params'] for row in rows]
   for row, (color, marker, _) in zip(
     rows, [(LIGHT.teacher, 's', None), *looks(groups)]
   ):
+    place = sizes[: len(colors)].count(row['params'])
+    count = sizes.count(row['params'])
     colors.append(color)
     axes.errorbar(
       row['params'],
@@ -89,20 +92,26 @@ def _draw(groups: Sequence[Group], rows: Sequence[dict], size: Size) -> Figure:
       markeredgewidth=1.2,
       elinewidth=1.4,
       capsize=3.5,
+      # Students of one size stand abreast.
+      transform=style.aside(axes, place, count, 8),
       zorder=3,
     )
-  params = [row['params'] for row in rows]
-  apart = max(params) / min(params)
+  apart = max(sizes) / min(sizes)
   margin = max(1.2, apart**0.14)
   axes.set_xscale('log')
-  axes.set_xlim(min(params) / margin, max(params) * margin)
+  axes.set_xlim(min(sizes) / margin, max(sizes) * margin)
   axes.xaxis.set_major_locator(
     ticker.LogLocator(subs=(1, 2, 5) if apart < 60 else (1,), numticks=6)
   )
   axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: short(x)))
   axes.xaxis.set_minor_locator(ticker.NullLocator())
   axes.set_xlabel('parameters')
-  axes.margins(y=0.16)
+  spreads = [row['deviation'] or 0.0 for row in rows]
+  style.show_all(
+    axes,
+    [row['accuracy'] - off for row, off in zip(rows, spreads)],
+    [row['accuracy'] + off for row, off in zip(rows, spreads)],
+  )
   style.percent_axis(axes.yaxis)
   most = 16 if size.narrow else 26
   style.label_points(
@@ -111,7 +120,8 @@ def _draw(groups: Sequence[Group], rows: Sequence[dict], size: Size) -> Figure:
       (
         (row['params'], row['accuracy']),
         f'{style.shortened(row["run"], most)}\n'
-        f'{100 * row["accuracy"]:.2f} %, {short(row["params"])}',
+        f'{100 * row["accuracy"]:.2f} %'
+        + ('' if size.narrow else f', {short(row["params"])}'),
         color,
       )
       for row, color in zip(rows, colors)

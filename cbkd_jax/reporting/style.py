@@ -18,6 +18,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation, Transform
 
 
 class Palette(NamedTuple):
@@ -177,6 +178,33 @@ def spread(
   return found
 
 
+def show_all(axes: Axes, lows: Sequence[float], highs: Sequence[float]) -> None:
+  """Sets the height's limits around what is drawn, with some air.
+
+  Args:
+    axes: whose limits are set.
+    lows: lower ends.
+    highs: upper ends.
+  """
+  low, high = min(lows), max(highs)
+  air = 0.16 * (high - low) or 0.01
+  axes.set_ylim(low - air, high + air)
+
+
+def aside(axes: Axes, index: int, count: int, apart: float) -> Transform:
+  """The data's place, moved sideways so that `count` marks stand abreast.
+
+  Args:
+    axes: where the marks go.
+    index: which of them.
+    count: how many have one place.
+    apart: pixels between two.
+  """
+  right = (index - (count - 1) / 2) * apart / 72
+  move = ScaledTranslation(right, 0, axes.get_figure().dpi_scale_trans)
+  return axes.transData + move
+
+
 def label_ends(
   axes: Axes, entries: Sequence[tuple[float, str, str]], size: Size
 ) -> None:
@@ -261,9 +289,9 @@ def label_points(
       places = spread(heights, tall, tall / 2, top - tall / 2)
       for side in (1, -1):
         left = (
-          max(at[i][0] for i in column) + 12
+          max(at[i][0] for i in column) + 8 + 4 * len(column)
           if side > 0
-          else min(at[i][0] for i in column) - 12 - wide
+          else min(at[i][0] for i in column) - 8 - 4 * len(column) - wide
         )
         boxes = [
           (left, y - tall / 2, left + wide, y + tall / 2) for y in places

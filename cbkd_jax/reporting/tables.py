@@ -126,34 +126,25 @@ def blocks(section: Section) -> Table | None:
 def side_by_side(groups: Sequence[Group]) -> Table:
   """A row per group of runs; the teacher's figures are beside its student's."""
   headers = [
-    *('run', 'seeds', 'teacher', 'accuracy', 'agreement'),
-    *('params', 'ratio', 'FLOPs', 'ratio', 'steps', 'seconds'),
+    *('run', 'accuracy', 'teacher', 'agreement', 'params', 'ratio'),
+    *('FLOPs', 'ratio', 'steps', 'seconds', 'seeds'),
   ]
   rows = []
   for group in groups:
+    seeds = f'{len(group.records)}'
     if not group.finished:
-      done = max((r.done for r in group.records), key=len)
-      rows.append(
-        [
-          group.label,
-          f'{len(group.records)}',
-          *[''] * 2,
-          f'not finished; done: {", ".join(done) or "nothing"}',
-          *[''] * 6,
-        ]
-      )
+      row = [group.label, 'not finished', *[''] * (len(headers) - 3)]
+      rows.append([*row, f'0 of {seeds}'])
       continue
     summaries = [record.summary for record in group.finished]
     first = summaries[0]
-    count = f'{len(group.finished)}'
-    if len(group.finished) < len(group.records):
-      count += f' of {len(group.records)}'
+    if len(summaries) < len(group.records):
+      seeds = f'{len(summaries)} of {seeds}'
     rows.append(
       [
         group.label,
-        count,
-        mean_deviation([s['teacher']['accuracy'] for s in summaries]),
         mean_deviation(group.of_student('accuracy')),
+        mean_deviation([s['teacher']['accuracy'] for s in summaries]),
         mean_deviation(group.of_student('agreement')),
         short(first['student']['params']),
         f'÷{first["compression"]["params_ratio"]:.2f}',
@@ -161,9 +152,13 @@ def side_by_side(groups: Sequence[Group]) -> Table:
         f'÷{first["compression"]["flops_ratio"]:.2f}',
         f'{_total(first, "steps"):,}',
         f'{mean([_total(s, "seconds") for s in summaries]):,.0f}',
+        seeds,
       ]
     )
-  return Table('Side by side', headers, rows)
+  several = any(len(group.finished) > 1 for group in groups)
+  title = 'After the last step, on the test split'
+  title += '; mean ± standard deviation over seeds, in %' * several
+  return Table(title, headers, rows)
 
 
 def _total(summary: Mapping[str, Any], key: str) -> float:
@@ -173,7 +168,7 @@ def _total(summary: Mapping[str, Any], key: str) -> float:
 
 def mean_deviation(values: Sequence[float]) -> str:
   """As percentages; with the sample standard deviation from two values on."""
-  said = f'{100 * mean(values):.2f}'
   if len(values) < 2:
     return percent(mean(values))
-  return f'{said} ± {100 * deviation(values):.2f}'
+  space = '\N{NO-BREAK SPACE}'
+  return f'{100 * mean(values):.2f}{space}±{space}{100 * deviation(values):.2f}'

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Transform
 
 from cbkd_jax.reporting import groups as groups_
 from cbkd_jax.reporting import style
@@ -121,29 +122,39 @@ def _draw_accuracy(
   order = list(dict.fromkeys(p for g in groups for p in _phases(g)[:-1]))
   last = len(order)  # every run's last phase
   several = len(groups) > 1
-  _draw_level(axes, teachers, LIGHT.teacher, 'solid')
   labels = [(mean(teachers), 'teacher', teachers, LIGHT.teacher)]
-  for group, (color, marker, dash) in zip(groups, looks(groups)):
+  level, off = labels[0][0], deviation(teachers)
+  axes.axhspan(level - off, level + off, color=LIGHT.teacher, alpha=0.1, lw=0)
+  axes.axhline(level, color=LIGHT.teacher, linewidth=1.8)
+  tracks = [g for g in groups if len(_phases(g)) > 1 or not several]
+  end = last + 0.25
+  for group, look in zip(groups, looks(groups)):
     phases = _phases(group)
     values = [group.accuracies(phase) for phase in phases]
-    if len(phases) == 1 and several:
-      _draw_level(axes, values[0], color, dash)
-    else:
+    if group in tracks:
       at = [*(order.index(p) for p in phases[:-1]), last]
-      _draw_track(axes, at, values, (color, marker, dash))
+      place = tracks.index(group), len(tracks)
+      _draw_track(axes, at, values, look, style.aside(axes, *place, 5))
       if not several:
         _draw_values(axes, at, values)
+    else:  # a control without stages: a level, its spread at its end
+      end += 0.14
+      _draw_level(axes, end, values[0], look)
     alone = 'student' if group.finished else 'so far'
     name = group.label if several else alone
-    labels.append((mean(values[-1]), name, values[-1], color))
+    labels.append((mean(values[-1]), name, values[-1], look[0]))
   crowded = last > (2 if size.narrow else 6)
   names = [p.replace('_', '\n' if crowded else ' ') for p in order]
-  end = 'thaw' if order else _phases(groups[0])[-1].replace('_', ' ')
-  axes.set_xticks(
-    range(last + 1), [*names, end if not several or order else 'end']
+  ends = {_phases(group)[-1].replace('_', ' ') for group in tracks}
+  names.append(ends.pop() if len(ends) == 1 else 'end')
+  axes.set_xticks(range(last + 1), names)
+  axes.set_xlim(-0.35, end + 0.1)
+  every = [teachers, *(g.accuracies(p) for g in groups for p in _phases(g))]
+  style.show_all(
+    axes,
+    [mean(values) - deviation(values) for values in every],
+    [mean(values) + deviation(values) for values in every],
   )
-  axes.set_xlim(-0.35, last + 0.25)
-  axes.margins(y=0.16)
   style.percent_axis(axes.yaxis)
   most = 16 if size.narrow else 26
   style.label_ends(
@@ -165,13 +176,14 @@ def _mean_std(values: Sequence[float]) -> str:
 
 
 def _draw_level(
-  axes: Axes, values: Sequence[float], color: str, dash: Any
+  axes: Axes, end: float, values: Sequence[float], look: tuple[str, str, Any]
 ) -> None:
-  """A line across, and how far seeds are apart."""
-  middle, off = mean(values), deviation(values)
-  if off:
-    axes.axhspan(middle - off, middle + off, color=color, alpha=0.1, lw=0)
-  axes.axhline(middle, color=color, linestyle=dash, linewidth=1.8)
+  """A line from the left to a point."""
+  color, marker, dash = look
+  axes.plot(
+    [-0.35, end], [mean(values)] * 2, color=color, linestyle=dash, linewidth=1.3
+  )
+  _draw_points(axes, [end], [values], color, marker)
 
 
 def _draw_track(
@@ -179,23 +191,44 @@ def _draw_track(
   at: Sequence[int],
   values: Sequence[Sequence[float]],
   look: tuple[str, str, Any],
+  transform: Transform,
 ) -> None:
   color, marker, dash = look
-  means = [mean(v) for v in values]
-  axes.errorbar(
+  axes.plot(
     at,
-    means,
-    yerr=[deviation(v) for v in values] if len(values[0]) > 1 else None,
+    [mean(v) for v in values],
     color=color,
     linestyle=dash,
     linewidth=2,
+    transform=transform,
+    zorder=3,
+  )
+  _draw_points(axes, at, values, color, marker, transform=transform)
+
+
+def _draw_points(
+  axes: Axes,
+  at: Sequence[float],
+  values: Sequence[Sequence[float]],
+  color: str,
+  marker: str,
+  **more: Any,
+) -> None:
+  """Means, each with the deviation over seeds where there are several."""
+  axes.errorbar(
+    at,
+    [mean(v) for v in values],
+    yerr=[deviation(v) for v in values] if len(values[0]) > 1 else None,
+    color=color,
+    linestyle='none',
     elinewidth=1.2,
     capsize=3,
     marker=marker,
     markersize=8,
     markeredgecolor=LIGHT.paper,
     markeredgewidth=1.2,
-    zorder=3,
+    zorder=4,
+    **more,
   )
 
 
