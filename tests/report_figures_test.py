@@ -290,7 +290,7 @@ def test_shortened():
     (wording.points(0.95, 0.9), f'+5.00{SPACE}points'),
     (wording.points(0.9, 0.900001), f'±0.00{SPACE}points'),
     (wording.against(0.9, 0.95, 'it'), f'5.00{SPACE}points below it'),
-    (wording.against(0.9, 0.9, 'it'), 'as it'),
+    (wording.against(0.9, 0.9, 'it'), 'level with it'),
     (wording.ratio(10, 4), '÷2.5'),
     (wording.ratio(4, 10), 'x2.5'),
     (wording.ratio(4, 4), 'same'),

@@ -447,6 +447,14 @@ def test_runs_of_one_config_are_a_group(made):
   assert [len(group.finished) for group in found] == [2, 1]
 
 
+def test_a_run_done_again_is_a_group_of_its_own(tmp_path):
+  for name in 'one', 'again':
+    report_data.write_run(tmp_path / name, report_data.summary())
+  (tmp_path / 'again' / 'summary.json').unlink()
+  found = record.read_all([tmp_path / 'one', tmp_path / 'again'])
+  assert [g.label for g in groups.group(found)] == ['one', 'again']
+
+
 # ---- the card ----
 
 

@@ -53,12 +53,16 @@ def group(records: Sequence[Record]) -> list[Group]:
   Returns:
     The method's groups first, then the controls', else in the runs' order.
   """
-  found: dict[str, list[Record]] = {}
+  found: dict[tuple[str, int], list[Record]] = {}
   for record in records:
     fields = workdir.compared(record.config)
-    del fields['seed']
+    seed = fields.pop('seed')
     fields.pop('teacher.checkpoint', None)  # each seed has its own
-    found.setdefault(repr(sorted(fields.items())), []).append(record)
+    key, number = repr(sorted(fields.items())), 0
+    # A seed that is there already is the same run done again, not another.
+    while seed in {r.config['seed'] for r in found.get((key, number), ())}:
+      number += 1
+    found.setdefault((key, number), []).append(record)
   groups = []
   for members in found.values():
     labels = {_without_seed(record.name) for record in members}

@@ -60,7 +60,7 @@ def _says(rows: Sequence[dict], teacher: dict) -> str:
   gap = against(best['accuracy'], teacher['accuracy'], 'the teacher')
   least = min(rows, key=lambda row: row['params'])
   said = (
-    f'{best["run"]} is the most accurate student, {gap} with '
+    f'{best["run"]} is the most accurate student, {gap}, with '
     f'{teacher["params"] / best["params"]:.2f} times fewer parameters'
   )
   if least['params'] < best['params']:

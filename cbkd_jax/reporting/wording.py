@@ -19,7 +19,7 @@ def against(value: float, reference: float, what: str) -> str:
   """How two fractions compare, in words: '0.56 points below the teacher'."""
   difference = round(100 * (value - reference), 2)
   if not difference:
-    return f'as {what}'
+    return f'level with {what}'
   side = 'above' if difference > 0 else 'below'
   return f'{abs(difference):.2f}{_SPACE}points {side} {what}'
 
