@@ -12,6 +12,7 @@ import pytest
 import report_data
 
 from cbkd_jax.reporting import (
+  analysis,
   class_figures,
   cost_figures,
   groups,
@@ -165,25 +166,42 @@ def test_costs_in_words_and_numbers(run):
   assert cost_figures.sums(measured, 'params') == (6600, 1200)
 
 
+def test_cka_that_is_not_defined_everywhere():
+  fields = report_data.analysed().__dict__
+  found = cost_figures.cka(analysis.Analysis(**fields))
+  assert found.says == (
+    'The features are least alike after block 1: 0.750; at the end, pooled, '
+    'they are at 0.875.'
+  )
+  undefined = (('block 0', -0.0625), ('block 1', float('nan')))
+  found = cost_figures.cka(analysis.Analysis(**{**fields, 'cka': undefined}))
+  with style.settings(NARROW):
+    axes = found.draw(NARROW).axes[0]
+  assert [text.get_text() for text in axes.texts] == ['-0.062', 'none']
+  assert axes.get_xlim()[0] == -0.0625
+  assert 'least alike at the end, block 0: -0.062' in found.says
+  assert cost_figures.cka(analysis.Analysis(**{**fields, 'cka': ()})) is None
+
+
 def test_confusions_against_brute_force():
-  analysis = report_data.analysed([f'class {i}' for i in range(25)], 7)
+  analysed = report_data.analysed([f'class {i}' for i in range(25)], 7)
   expected = []
   for i, j in itertools.permutations(range(25), 2):
-    own = analysis.labels == i
-    student = int((analysis.student_predictions[own] == j).sum())
-    teacher = int((analysis.teacher_predictions[own] == j).sum())
+    own = analysed.labels == i
+    student = int((analysed.student_predictions[own] == j).sum())
+    teacher = int((analysed.teacher_predictions[own] == j).sum())
     if student:
       expected.append((i, j, student, teacher))
   expected.sort(key=lambda p: (-p[2], p[0]))
-  found = class_figures.pairs(analysis)
+  found = class_figures.pairs(analysed)
   assert [tuple(pair) for pair in found] == expected
-  said = class_figures.confusion(analysis).says
+  said = class_figures.confusion(analysed).says
   wrong = sum(p[2] for p in expected)
   assert said.startswith(
     f'The student is wrong on {wrong} of 175 images, 50 of'
   )
   assert said.endswith('most often, 5 times, it takes "class 4" for "class 5".')
-  listed = class_figures.confused(analysis)
+  listed = class_figures.confused(analysed)
   assert len(listed.rows) == len(expected)
   # 5 classes of 5 mistakes, 5 of 4 and 2 of 3, of 75; the teacher's are 1 each.
   assert "68% of the student's mistakes: 51, where" in listed.says
@@ -223,14 +241,14 @@ def test_any_name_comes_back_from_a_csv():
 
 
 def test_a_class_without_examples_is_left_out():
-  analysis = report_data.analysed([*'abc'], 4)
-  names = (*analysis.class_names, 'never')
+  analysed = report_data.analysed([*'abc'], 4)
+  names = (*analysed.class_names, 'never')
   grown = {
-    key: np.pad(getattr(analysis, key), (0, 1), constant_values=np.nan)
+    key: np.pad(getattr(analysed, key), (0, 1), constant_values=np.nan)
     for key in ('teacher_class_accuracy', 'student_class_accuracy')
   }
-  fields = {**analysis.__dict__, **grown, 'class_names': names}
-  found = class_figures.drops(type(analysis)(**fields))
+  fields = {**analysed.__dict__, **grown, 'class_names': names}
+  found = class_figures.drops(type(analysed)(**fields))
   assert len(found.rows) == 3
   assert 'of 3 classes' in found.says
 

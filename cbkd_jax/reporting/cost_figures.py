@@ -1,5 +1,6 @@
 """What each block costs, teacher beside student; and CKA at each cut."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -191,16 +192,18 @@ def _draw_kind(
   axes.axvline(0, color=LIGHT.faint, linewidth=1)
 
 
-def cka(analysis: Analysis) -> Drawn:
-  """The figure of similarity at each cut."""
+def cka(analysis: Analysis) -> Drawn | None:
+  """The figure of similarity at each cut; None where there were no images."""
+  if not analysis.cka:
+    return None
   return Drawn(
     name='cka',
     title='How alike the features are',
-    says=_cka_says(analysis.cka),
+    says=_cka_says([pair for pair in analysis.cka if math.isfinite(pair[1])]),
     notes=(
-      f'Linear CKA between teacher and student on '
-      f"{analysis.cka_examples:,} test images: 1 where one's features are the "
-      "other's, rotated or scaled; 0 where they have nothing in common."
+      f'Linear CKA between teacher and student on {analysis.cka_examples:,} '
+      "test images: 1 where one's features are the other's, rotated or scaled; "
+      'about 0 where they have nothing in common.'
     ),
     rows=[{'cut': name, 'cka': value} for name, value in analysis.cka],
     draw=lambda size: _draw_cka(analysis.cka, size),
@@ -208,12 +211,15 @@ def cka(analysis: Analysis) -> Drawn:
 
 
 def _cka_says(found: Sequence[tuple[str, float]]) -> str:
+  if not found:
+    return 'No cut has features that differ between images.'
   name, least = min(found, key=lambda pair: pair[1])
   last, end = found[-1]
   if name == last:
+    best, most = max(found, key=lambda pair: pair[1])
     return (
       f'The features are least alike at the end, {last}: {least:.3f}; most at '
-      f'{max(found, key=lambda p: p[1])[0]}: {max(v for _, v in found):.3f}.'
+      f'{best}: {most:.3f}.'
     )
   return (
     f'The features are least alike after {name}: {least:.3f}; at the end, '
@@ -225,6 +231,7 @@ def _draw_cka(found: Sequence[tuple[str, float]], size: Size) -> Figure:
   figure = style.new_figure(size, 50 + 32 * len(found))
   axes = style.frame(figure.add_subplot(), grid='x')
   for i, (_, value) in enumerate(found):
+    defined = math.isfinite(value)
     axes.plot([0, value], [i, i], color=LIGHT.student, linewidth=2.5)
     axes.plot(
       value,
@@ -236,7 +243,7 @@ def _draw_cka(found: Sequence[tuple[str, float]], size: Size) -> Figure:
       clip_on=False,
     )
     axes.annotate(
-      f'{value:.3f}',
+      f'{value:.3f}' if defined else 'none',
       (1.03, i),
       xytext=(6, 0),
       textcoords='offset points',
@@ -245,7 +252,7 @@ def _draw_cka(found: Sequence[tuple[str, float]], size: Size) -> Figure:
       fontweight='bold',
       annotation_clip=False,
     )
-  low = min(0.0, *(value for _, value in found))
+  low = min([0.0, *(v for _, v in found if math.isfinite(v))])
   axes.set_xlim(low, 1.03)
   axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ['0', '.25', '.5', '.75', '1'])
   axes.set_ylim(len(found) - 0.4, -0.6)
