@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import io
 import itertools
 import re
@@ -133,6 +134,23 @@ def test_losses_are_a_line_per_term(run):
   ]
   assert [list(line.get_ydata()) for line in kd] == [[3.0, 1.5, 1.0]]
   assert 'In the thaw the loss falls from 2.8 to 0.933' in found.says
+
+
+def test_losses_that_are_no_numbers_are_left_out(run):
+  nan = float('nan')
+  rows = [
+    {'stage': 'teacher', 'step': 1, 'loss': 1.0, 'ce': 1.0},
+    {'stage': 'stage_1', 'step': 1, 'loss': 2.0, 'kd': 3.0},
+    {'stage': 'stage_1', 'step': 2, 'loss': nan, 'kd': nan},
+    {'stage': 'stage_2', 'step': 1, 'loss': nan, 'kd': nan},
+  ]
+  found = training_figures.losses(dataclasses.replace(run, metrics=rows))
+  assert found.says == 'In stage 1 the loss stands at 2.'
+  with style.settings(NARROW):
+    assert len(found.draw(NARROW).axes) == 2
+  assert [row['step'] for row in found.rows] == [1, 1, 2, 1]
+  nothing = dataclasses.replace(run, metrics=rows[3:])
+  assert training_figures.losses(nothing) is None
 
 
 def test_smoothing_is_a_mean_of_neighbours():

@@ -254,9 +254,10 @@ def losses(record: Record) -> Drawn | None:
   """Loss and its terms along the steps; None where nothing was logged."""
   rows = [row for row in record.metrics if 'loss' in row]
   phases = list(dict.fromkeys(row['stage'] for row in rows))
-  if not rows:
-    return None
   curves = {phase: _curves(rows, phase) for phase in phases}
+  curves = {phase: found for phase, found in curves.items() if 'loss' in found}
+  if not curves:
+    return None
   names = list(dict.fromkeys(n for c in curves.values() for n in c))
   return Drawn(
     name='losses',
@@ -294,10 +295,11 @@ def _curves(rows: Sequence[Mapping[str, Any]], phase: str) -> dict[str, Curve]:
   ]
   found = {}
   for name in names:
-    there = [row for row in own if row.get(name) is not None]
+    # A run that diverged may have logged what is no number.
+    there = [r for r in own if math.isfinite(r.get(name, math.nan))]
     if there:
-      curve = [row['step'] for row in there], [row[name] for row in there]
-      if name == 'loss' or curve != found['loss']:  # else it is the loss
+      curve = [r['step'] for r in there], [r[name] for r in there]
+      if name == 'loss' or curve != found.get('loss'):  # else it is the loss
         found[name] = curve
   return found
 
@@ -358,14 +360,17 @@ def _draw_losses(
     panel.set_xticks([0, steps], ['0', short(steps)])
     for label, side in zip(panel.get_xticklabels(), ('left', 'right')):
       label.set_ha(side)
-  _scale(panels[0], logarithmic)
+  decades = math.log10(max(every) / min(every)) if logarithmic else 0
+  _scale(panels[0], decades)
   _loss_key(figure, terms, size)
   return figure
 
 
-def _scale(axes: Axes, logarithmic: bool) -> None:
-  if logarithmic:
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+def _scale(axes: Axes, decades: float) -> None:
+  """The numbers of a loss; logarithmic ones over so many decades."""
+  if decades:
+    subs = (1, 3) if decades < 3 else (1,)
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs, numticks=6))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
   else:
     axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
