@@ -11,19 +11,25 @@ import cv2
 import numpy as np
 import pytest
 import report_data
+from matplotlib import colors
 
 from cbkd_jax.reporting import (
+  accuracy_figure,
   analysis,
-  class_figures,
-  cost_figures,
+  cka_figure,
+  classes_figure,
+  confusion_figures,
+  costs_figure,
   groups,
+  labels,
+  losses_figure,
   network_figure,
   picture,
   planned,
   runs_figure,
   style,
   tables,
-  training_figures,
+  vector,
   wording,
 )
 from cbkd_jax.reporting.style import LIGHT, NARROW, WIDE
@@ -53,7 +59,7 @@ def test_areas_are_parameters(network, size):
   found = {LIGHT.teacher: [], LIGHT.student: []}
   for patch in figure.axes[0].patches:
     x, y, wide, high = patch.get_bbox().bounds
-    color = style.matplotlib.colors.to_hex(patch.get_facecolor())
+    color = colors.to_hex(patch.get_facecolor())
     # Of a frozen block the tint; of one that trains, all of it. No key.
     if color in found and patch.get_zorder() == 3:
       found[color].append((y + high / 2, x, wide * high))
@@ -100,7 +106,7 @@ def test_the_networks_rows(network):
 def test_an_svg_has_the_pages_colours_and_ids_of_its_own(network):
   with style.settings(NARROW):
     figure = network.draw(NARROW)
-    text = style.svg(figure, 'a-key', 'what <it> "says"')
+    text = vector.svg(figure, 'a-key', 'what <it> "says"')
   assert 'aria-label="what &lt;it&gt; &quot;says&quot;"' in text
   for role in 'paper', 'ink', 'faint', 'teacher', 'student':
     assert f'var(--{role})' in text
@@ -117,10 +123,10 @@ def test_an_svg_has_the_pages_colours_and_ids_of_its_own(network):
 
 
 def test_losses_are_a_line_per_term(run):
-  found = training_figures.losses(run)
-  curves = training_figures._curves(run.metrics, 'teacher')
+  found = losses_figure.losses(run)
+  curves = losses_figure._curves(run.metrics, 'teacher')
   assert list(curves) == ['loss']  # whose only term it is
-  curves = training_figures._curves(run.metrics, 'stage_1')
+  curves = losses_figure._curves(run.metrics, 'stage_1')
   assert list(curves) == ['loss', 'ce', 'kd']
   assert curves['kd'] == ([2, 4, 6], [3.0, 1.5, 1.0])
   with style.settings(WIDE):
@@ -144,23 +150,23 @@ def test_losses_that_are_no_numbers_are_left_out(run):
     {'stage': 'stage_1', 'step': 2, 'loss': nan, 'kd': nan},
     {'stage': 'stage_2', 'step': 1, 'loss': nan, 'kd': nan},
   ]
-  found = training_figures.losses(dataclasses.replace(run, metrics=rows))
+  found = losses_figure.losses(dataclasses.replace(run, metrics=rows))
   assert found.says == 'In stage 1 the loss stands at 2.'
   with style.settings(NARROW):
     assert len(found.draw(NARROW).axes) == 2
   assert [row['step'] for row in found.rows] == [1, 1, 2, 1]
   nothing = dataclasses.replace(run, metrics=rows[3:])
-  assert training_figures.losses(nothing) is None
+  assert losses_figure.losses(nothing) is None
 
 
 def test_smoothing_is_a_mean_of_neighbours():
   values = np.random.default_rng(0).normal(size=100)
   expected = [values[max(0, i - 2) : i + 3].mean() for i in range(100)]
-  assert training_figures._smooth(values) == pytest.approx(expected)
+  assert losses_figure._smooth(values) == pytest.approx(expected)
 
 
 def test_accuracy_in_words(run):
-  found = training_figures.accuracy(groups.group([run]))
+  found = accuracy_figure.accuracy(groups.group([run]))
   assert found.says == (
     f'After the thaw the student has 92.50{SPACE}%, 2.50{SPACE}points below '
     f'the teacher; it was lowest after stage 2, 81.25{SPACE}%.'
@@ -168,12 +174,12 @@ def test_accuracy_in_words(run):
 
 
 def test_costs_in_words_and_numbers(run):
-  blocks = cost_figures.blocks_of(planned.plan(run), None)
-  found = cost_figures.costs(blocks)
+  blocks = costs_figure.blocks_of(planned.plan(run), None)
+  found = costs_figure.costs(blocks)
   assert found.says == (
     'In all, the student has 5.50x fewer parameters and 5.50x fewer FLOPs.'
   )
-  measured = cost_figures.blocks_of(None, report_data.analysed())
+  measured = costs_figure.blocks_of(None, report_data.analysed())
   table = tables.blocks(
     type('', (), {'plan': None, 'analysis': report_data.analysed()})
   )
@@ -181,24 +187,24 @@ def test_costs_in_words_and_numbers(run):
   # Of twice the milliseconds for each parameter.
   assert table.rows[-1][7:10] == ['1.65e+03 ms', '600 ms', '÷2.75']
   assert table.rows[0][7:10] == ['100 ms', '200 ms', 'x2']
-  assert cost_figures.sums(measured, 'params') == (6600, 1200)
+  assert costs_figure.sums(measured, 'params') == (6600, 1200)
 
 
 def test_cka_that_is_not_defined_everywhere():
   fields = report_data.analysed().__dict__
-  found = cost_figures.cka(analysis.Analysis(**fields))
+  found = cka_figure.cka(analysis.Analysis(**fields))
   assert found.says == (
     'The features are least alike after block 1: 0.750; at the end, pooled, '
     'they are at 0.875.'
   )
   undefined = (('block 0', -0.0625), ('block 1', float('nan')))
-  found = cost_figures.cka(analysis.Analysis(**{**fields, 'cka': undefined}))
+  found = cka_figure.cka(analysis.Analysis(**{**fields, 'cka': undefined}))
   with style.settings(NARROW):
     axes = found.draw(NARROW).axes[0]
   assert [text.get_text() for text in axes.texts] == ['-0.062', 'none']
   assert axes.get_xlim()[0] == -0.0625
   assert 'least alike at the end, block 0: -0.062' in found.says
-  assert cost_figures.cka(analysis.Analysis(**{**fields, 'cka': ()})) is None
+  assert cka_figure.cka(analysis.Analysis(**{**fields, 'cka': ()})) is None
 
 
 def test_confusions_against_brute_force():
@@ -211,24 +217,26 @@ def test_confusions_against_brute_force():
     if student:
       expected.append((i, j, student, teacher))
   expected.sort(key=lambda p: (-p[2], p[0]))
-  found = class_figures.pairs(analysed)
+  found = confusion_figures.pairs(analysed)
   assert [tuple(pair) for pair in found] == expected
-  said = class_figures.confusion(analysed).says
+  said = confusion_figures.confusion(analysed).says
   wrong = sum(p[2] for p in expected)
   assert said.startswith(
     f'The student is wrong on {wrong} of 175 images, 50 of'
   )
   assert said.endswith('most often, 5 times, it takes "class 4" for "class 5".')
-  listed = class_figures.confused(analysed)
+  listed = confusion_figures.confused(analysed)
   assert len(listed.rows) == len(expected)
   # 5 classes of 5 mistakes, 5 of 4 and 2 of 3, of 75; the teacher's are 1 each.
   assert "68% of the student's mistakes: 51, where" in listed.says
   assert listed.says.endswith('where the teacher makes 12.')
-  assert class_figures.confused(report_data.analysed()) is None  # few classes
+  assert (
+    confusion_figures.confused(report_data.analysed()) is None
+  )  # few classes
 
 
 def test_what_classes_lose():
-  found = class_figures.drops(report_data.analysed())
+  found = classes_figure.drops(report_data.analysed())
   assert [row['label'] for row in found.rows] == [4, 3, 2, 1, 0, 5]
   first = found.rows[0]
   assert (first['teacher_accuracy'], first['student_accuracy']) == (0.95, 0.75)
@@ -248,7 +256,7 @@ def test_what_classes_lose():
 
 
 def test_any_name_comes_back_from_a_csv():
-  found = class_figures.confusion(report_data.analysed())
+  found = confusion_figures.confusion(report_data.analysed())
   rows = list(csv.DictReader(io.StringIO(found.csv(), newline='')))
   names = {int(row['label']): row['class'] for row in rows}
   assert tuple(names[i] for i in range(6)) == report_data.NASTY
@@ -266,7 +274,7 @@ def test_a_class_without_examples_is_left_out():
     for key in ('teacher_class_accuracy', 'student_class_accuracy')
   }
   fields = {**analysed.__dict__, **grown, 'class_names': names}
-  found = class_figures.drops(type(analysed)(**fields))
+  found = classes_figure.drops(type(analysed)(**fields))
   assert len(found.rows) == 3
   assert 'of 3 classes' in found.says
 
@@ -299,14 +307,14 @@ def test_labels_of_points_are_not_on_one_another(tmp_path):
 
 
 def test_spread():
-  assert style.spread([5, 1, 9], 2, 0, 10) == [5, 1, 9]  # far enough apart
-  found = style.spread([4, 4.5, 4, 9.9], 1, 0, 10)
+  assert labels.spread([5, 1, 9], 2, 0, 10) == [5, 1, 9]  # far enough apart
+  found = labels.spread([4, 4.5, 4, 9.9], 1, 0, 10)
   assert sorted(found)[-1] == 9.9
   gaps = np.diff(sorted(found))
   assert gaps.min() >= 1 - 1e-9
   assert [found[0] < found[1], found[2] < found[1]] == [True, True]
-  assert style.spread([9, 9, 9], 4, 0, 10) == pytest.approx([2, 6, 10])
-  assert style.spread([1, 1, 1], 40, 0, 10) == pytest.approx([0, 5, 10])
+  assert labels.spread([9, 9, 9], 4, 0, 10) == pytest.approx([2, 6, 10])
+  assert labels.spread([1, 1, 1], 40, 0, 10) == pytest.approx([0, 5, 10])
 
 
 def test_shortened():

@@ -7,12 +7,12 @@ import rich.console
 
 from cbkd_jax import buckets
 from cbkd_jax.reporting import (
+  accuracy_figure,
   card,
   page,
   record,
   runs_figure,
   tables,
-  training_figures,
 )
 from cbkd_jax.reporting import groups as groups_
 from cbkd_jax.reporting import section as section_
@@ -107,7 +107,7 @@ def write(
 def _across(groups: Sequence[Group]) -> list[Drawn]:
   """The figures that several runs have in common."""
   found = (
-    training_figures.accuracy(groups),
+    accuracy_figure.accuracy(groups),
     runs_figure.size_and_accuracy(groups),
   )
   return [figure for figure in found if figure is not None]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from cbkd_jax.reporting import style
+from cbkd_jax.reporting import style, vector
 from cbkd_jax.reporting.style import NARROW, WIDE, Size
 
 
@@ -39,12 +39,12 @@ class Drawn(NamedTuple):
     """
     key, label = f'{prefix}{self.name}', f'{self.title}. {self.says}'
     with style.settings(NARROW):
-      figure = style.settled(self.draw(NARROW))
-      narrow = style.svg(figure, f'{key}-narrow', label)
+      figure = vector.settled(self.draw(NARROW))
+      narrow = vector.svg(figure, f'{key}-narrow', label)
     with style.settings(WIDE):
-      figure = style.settled(self.draw(WIDE))
-      wide = style.svg(figure, f'{key}-wide', label)
-      image = style.png(figure)
+      figure = vector.settled(self.draw(WIDE))
+      wide = vector.svg(figure, f'{key}-wide', label)
+      image = vector.png(figure)
     return Rendered(key, self, narrow, wide, image)
 
   def csv(self) -> str:

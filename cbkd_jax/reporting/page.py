@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from cbkd_jax.reporting import picture, provenance, style, tables
+from cbkd_jax.reporting import picture, provenance, state, style, tables
 from cbkd_jax.reporting.drawn import Rendered
 from cbkd_jax.reporting.groups import Group
 from cbkd_jax.reporting.section import Section
@@ -113,7 +113,11 @@ def _run(
     'title': _what(record.config),
     'lead': _lead(section),
     'tiles': _tiles(record.summary) if record.summary else [],
-    'notices': [*_state(section), *section.missing, *_warnings(section)],
+    'notices': [
+      *state.left(section),
+      *section.missing,
+      *state.warnings(section),
+    ],
     'stages': tables.stages(section),
     'blocks': tables.blocks(section),
     'training': [figures[n] for n in _TRAINING if n in figures],
@@ -133,7 +137,7 @@ def _run(
       words=3,
     ),
     'defaults': [field for field in fields if field.default is None],
-    'facts': _facts(section),
+    'facts': provenance.facts(record),
   }
 
 
@@ -213,37 +217,6 @@ def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
   return found
 
 
-def _state(section: Section) -> list[str]:
-  """What an unfinished run lacks."""
-  record, plan = section.record, section.plan
-  if record.finished:
-    return []
-  if plan is None:
-    return [f'Not finished. Done: {", ".join(record.done) or "nothing"}.']
-  names = list(plan.steps)
-  left = [name for name in ('teacher', *names) if name not in record.done]
-  if not left:
-    return ['Not finished: every stage is done, but there is no summary yet.']
-  now, *later = left
-  said = f'Not finished: {now}'
-  if now in names:
-    said += f' ({names.index(now) + 1} of {len(names)})'
-  how_far = tables.progress(section, now)
-  said += f' {how_far}' if how_far == 'not begun' else f' is {how_far} steps'
-  if later:
-    said += f'; then {", ".join(later)}'
-  done = ', '.join(record.done)
-  return [f'{said}. Done: {done or "nothing"}.']
-
-
-def _warnings(section: Section) -> list[str]:
-  return [
-    f'{phase["name"]}: {phase["warning"]}'
-    for phase in section.record.phases
-    if phase.get('warning')
-  ]
-
-
 def _worst(section: Section) -> list[dict[str, Any]]:
   if section.analysis is None:
     return []
@@ -264,31 +237,3 @@ def _worst(section: Section) -> list[dict[str, Any]]:
     }
     for found in section.analysis.worst
   ]
-
-
-def _facts(section: Section) -> list[tuple[str, str]]:
-  """Where and with what it ran."""
-  record = section.record
-  found = [('workdir', str(record.directory))]
-  summary = record.summary
-  if summary is None:
-    return found
-  device, data = summary['device'], summary['dataset']
-  found += [
-    ('summary written', provenance.written(record) or ''),
-    (
-      'device',
-      f'{device["count"]} x {device["kind"]}, {device["processes"]} process'
-      + 'es' * (device['processes'] != 1),
-    ),
-    (
-      'data',
-      f'{data["name"]}: {data["train"]:,} train, {data["validation"]:,} '
-      f'validation, {data["test"]:,} test',
-    ),
-    ('seed', str(summary['seed'])),
-  ]
-  if 'wall' in summary:
-    seconds = sum(summary['wall'].values())
-    found.append(('time of the last process', f'{seconds:,.0f} s'))
-  return [*found, *summary['versions'].items()]

@@ -76,6 +76,33 @@ def written(record: Record) -> str | None:
   return f'{when:%Y-%m-%d %H:%M} UTC'
 
 
+def facts(record: Record) -> list[tuple[str, str]]:
+  """Where and with what a run ran, by name."""
+  found = [('workdir', str(record.directory))]
+  summary = record.summary
+  if summary is None:
+    return found
+  device, data = summary['device'], summary['dataset']
+  found += [
+    ('summary written', written(record) or ''),
+    (
+      'device',
+      f'{device["count"]} x {device["kind"]}, {device["processes"]} process'
+      + 'es' * (device['processes'] != 1),
+    ),
+    (
+      'data',
+      f'{data["name"]}: {data["train"]:,} train, {data["validation"]:,} '
+      f'validation, {data["test"]:,} test',
+    ),
+    ('seed', str(summary['seed'])),
+  ]
+  if 'wall' in summary:
+    seconds = sum(summary['wall'].values())
+    found.append(('time of the last process', f'{seconds:,.0f} s'))
+  return [*found, *summary['versions'].items()]
+
+
 def _flat(values: Any) -> dict[str, Any]:
   """By dotted name; fields without a value are left out."""
   return workdir.flat(values)

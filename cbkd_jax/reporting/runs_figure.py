@@ -6,11 +6,11 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from cbkd_jax.reporting import groups as groups_
-from cbkd_jax.reporting import style
+from cbkd_jax.reporting import labels, style
+from cbkd_jax.reporting.accuracy_figure import looks
 from cbkd_jax.reporting.drawn import Drawn
 from cbkd_jax.reporting.groups import Group, deviation, mean
 from cbkd_jax.reporting.style import LIGHT, Size
-from cbkd_jax.reporting.training_figures import looks
 from cbkd_jax.reporting.wording import against, percent
 from cbkd_jax.summary import short
 
@@ -93,7 +93,7 @@ def _draw(groups: Sequence[Group], rows: Sequence[dict], size: Size) -> Figure:
       elinewidth=1.4,
       capsize=3.5,
       # Students of one size stand abreast.
-      transform=style.aside(axes, place, count, 8),
+      transform=labels.aside(axes, place, count, 8),
       zorder=3,
     )
   apart = max(sizes) / min(sizes)
@@ -114,7 +114,7 @@ def _draw(groups: Sequence[Group], rows: Sequence[dict], size: Size) -> Figure:
   )
   style.percent_axis(axes.yaxis)
   most = 16 if size.narrow else 26
-  style.label_points(
+  labels.beside_points(
     axes,
     [
       (

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from cbkd_jax.errors import UserError
 from cbkd_jax.reporting import (
+  accuracy_figure,
   analysis,
-  class_figures,
-  cost_figures,
+  cka_figure,
+  classes_figure,
+  confusion_figures,
+  costs_figure,
   groups,
+  losses_figure,
   network_figure,
   planned,
-  training_figures,
 )
 from cbkd_jax.reporting.analysis import Analysis
 from cbkd_jax.reporting.drawn import Drawn
@@ -94,16 +97,16 @@ def assemble(
   figures: list[Drawn | None] = []
   if plan is not None:
     figures.append(network_figure.network(plan, accuracies(record)))
-  figures.append(training_figures.accuracy(groups.group([record])))
-  figures.append(training_figures.losses(record))
-  if blocks := cost_figures.blocks_of(plan, found):
-    figures.append(cost_figures.costs(blocks, _measured(found)))
+  figures.append(accuracy_figure.accuracy(groups.group([record])))
+  figures.append(losses_figure.losses(record))
+  if blocks := costs_figure.blocks_of(plan, found):
+    figures.append(costs_figure.costs(blocks, _measured(found)))
   if found is not None:
     figures += [
-      cost_figures.cka(found),
-      class_figures.confusion(found),
-      class_figures.confused(found),
-      class_figures.drops(found),
+      cka_figure.cka(found),
+      confusion_figures.confusion(found),
+      confusion_figures.confused(found),
+      classes_figure.drops(found),
     ]
   return Section(
     record,

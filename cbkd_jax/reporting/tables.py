@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cbkd_jax.reporting import cost_figures
+from cbkd_jax.reporting import costs_figure, state
 from cbkd_jax.reporting.groups import Group, deviation, mean
 from cbkd_jax.reporting.network_figure import trains
 from cbkd_jax.reporting.section import Section
@@ -54,7 +54,7 @@ def stages(section: Section) -> Table:
       what = f'prepares {name.removesuffix("_pre")}'
     found = done.get(name)
     if found is None:
-      rows.append([name, what, progress(section, name)])
+      rows.append([name, what, state.progress(section, name)])
       rows[-1] += [''] * (len(headers) - len(rows[-1]))
       continue
     if name == 'teacher' and not found['steps']:
@@ -79,15 +79,6 @@ def stages(section: Section) -> Table:
   )
 
 
-def progress(section: Section, name: str) -> str:
-  """How far a phase is that is not done, by its last row."""
-  steps = [r['step'] for r in section.record.metrics if r['stage'] == name]
-  if not steps:
-    return 'not begun'
-  planned = section.plan.steps.get(name) if section.plan else None
-  return f'at {max(steps):,}' + (f' of {planned:,}' if planned else '')
-
-
 def _number(value: float | None, form: str = '{:.4f}') -> str:
   if value is None or math.isnan(value):
     return ''
@@ -96,13 +87,13 @@ def _number(value: float | None, form: str = '{:.4f}') -> str:
 
 def blocks(section: Section) -> Table | None:
   """What each block costs before and after, and the sums."""
-  found = cost_figures.blocks_of(section.plan, section.analysis)
+  found = costs_figure.blocks_of(section.plan, section.analysis)
   if not found:
     return None
-  kinds = cost_figures.kinds_of(found)
+  kinds = costs_figure.kinds_of(found)
   headers = ['block', *(['teacher', 'student', 'ratio'] * len(kinds))]
 
-  def cells(kind: cost_figures.Kind, pair: Sequence[float]) -> list[str]:
+  def cells(kind: costs_figure.Kind, pair: Sequence[float]) -> list[str]:
     return [*map(kind.text, pair), ratio(*pair)]
 
   rows = []
@@ -113,7 +104,7 @@ def blocks(section: Section) -> Table | None:
     rows.append(row)
   total = ['all']
   for kind in kinds:
-    total += cells(kind, cost_figures.sums(found, kind.key))
+    total += cells(kind, costs_figure.sums(found, kind.key))
   return Table(
     'Each block, teacher and student',
     headers,

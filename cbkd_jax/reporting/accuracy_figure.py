@@ -1,30 +1,19 @@
-"""What a run came to: accuracy after each stage, loss along the steps."""
+"""What a run came to: accuracy after each stage, beside its controls."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Transform
 
 from cbkd_jax.reporting import groups as groups_
+from cbkd_jax.reporting import labels as labels_
 from cbkd_jax.reporting import style
 from cbkd_jax.reporting.drawn import Drawn
 from cbkd_jax.reporting.groups import Group, deviation, mean
-from cbkd_jax.reporting.record import Record
 from cbkd_jax.reporting.style import LIGHT, Size
 from cbkd_jax.reporting.wording import against, percent, stage_name
-from cbkd_jax.summary import short
-
-# What a row of training has beside its terms of the loss.
-_NO_TERMS = {
-  *('stage', 'step', 'examples', 'accuracy', 'grad_norm', 'loss'),
-  'learning_rate',
-}
-_SMOOTHED = 40  # points of a line from which on it is shown smoothed
 
 
 def looks(groups: Sequence[Group]) -> list[tuple[str, str, Any]]:
@@ -78,11 +67,11 @@ def accuracy(groups: Sequence[Group]) -> Drawn | None:
   return Drawn(
     name='accuracy',
     title='Accuracy after each stage',
-    says=_accuracy_says(groups, teachers),
+    says=_says(groups, teachers),
     notes='On the test split.'
     + ' Mean and standard deviation over seeds.' * (seeds > 1),
     rows=rows,
-    draw=lambda size: _draw_accuracy(groups, teachers, size),
+    draw=lambda size: _draw(groups, teachers, size),
   )
 
 
@@ -94,7 +83,7 @@ def _numbers(values: Sequence[float]) -> dict[str, Any]:
   }
 
 
-def _accuracy_says(groups: Sequence[Group], teachers: Sequence[float]) -> str:
+def _says(groups: Sequence[Group], teachers: Sequence[float]) -> str:
   ends = {g.label: mean(g.accuracies(_phases(g)[-1])) for g in groups}
   if len(groups) > 1:
     best, worst = max(ends, key=ends.get), min(ends, key=ends.get)
@@ -113,7 +102,7 @@ def _accuracy_says(groups: Sequence[Group], teachers: Sequence[float]) -> str:
   return f'{said}.'
 
 
-def _draw_accuracy(
+def _draw(
   groups: Sequence[Group], teachers: Sequence[float], size: Size
 ) -> Figure:
   height = max(250, 60 + 30 * (len(groups) + 1))
@@ -134,7 +123,7 @@ def _draw_accuracy(
     if group in tracks:
       at = [*(order.index(p) for p in phases[:-1]), last]
       place = tracks.index(group), len(tracks)
-      _draw_track(axes, at, values, look, style.aside(axes, *place, 5))
+      _draw_track(axes, at, values, look, labels_.aside(axes, *place, 5))
       if not several:
         _draw_values(axes, at, values)
     else:  # a control without stages: a level, its spread at its end
@@ -157,7 +146,7 @@ def _draw_accuracy(
   )
   style.percent_axis(axes.yaxis)
   most = 16 if size.narrow else 26
-  style.label_ends(
+  labels_.beside_lines(
     axes,
     [
       (y, f'{style.shortened(name, most)}\n{_mean_std(values)}', color)
@@ -248,182 +237,3 @@ def _draw_values(
       va='top' if rises else 'bottom',
       color=LIGHT.ink,
     )
-
-
-def losses(record: Record) -> Drawn | None:
-  """Loss and its terms along the steps; None where nothing was logged."""
-  rows = [row for row in record.metrics if 'loss' in row]
-  phases = list(dict.fromkeys(row['stage'] for row in rows))
-  curves = {phase: _curves(rows, phase) for phase in phases}
-  curves = {phase: found for phase, found in curves.items() if 'loss' in found}
-  if not curves:
-    return None
-  names = list(dict.fromkeys(n for c in curves.values() for n in c))
-  return Drawn(
-    name='losses',
-    title='Loss, and what it is made of',
-    says=_losses_say(curves),
-    notes=(
-      'One training batch per point. Terms are shown before their weights; '
-      'the loss is their weighted sum. Each stage has its own steps.'
-    ),
-    rows=[
-      {
-        'phase': row['stage'],
-        'step': row['step'],
-        **{name: row.get(name) for name in names},
-      }
-      for row in rows
-    ],
-    draw=lambda size: _draw_losses(curves, size),
-  )
-
-
-Curve = tuple[list[int], list[float]]
-
-
-def _curves(rows: Sequence[Mapping[str, Any]], phase: str) -> dict[str, Curve]:
-  """Steps and values of the loss and of each term, by name, of a phase."""
-  own = [row for row in rows if row['stage'] == phase]
-  names = list(dict.fromkeys(k for row in own for k in row))
-  names = ['loss'] + [
-    n
-    for n in names
-    if n not in _NO_TERMS
-    and '/' not in n
-    and not n.startswith(('test_', 'validation_'))
-  ]
-  found = {}
-  for name in names:
-    # A run that diverged may have logged what is no number.
-    there = [r for r in own if math.isfinite(r.get(name, math.nan))]
-    if there:
-      curve = [r['step'] for r in there], [r[name] for r in there]
-      if name == 'loss' or curve != found.get('loss'):  # else it is the loss
-        found[name] = curve
-  return found
-
-
-def _losses_say(curves: Mapping[str, Mapping[str, Curve]]) -> str:
-  name = list(curves)[-1]
-  _, values = curves[name]['loss']
-  parts = max(1, len(values) // 10)
-  first, last = (float(np.mean(v)) for v in (values[:parts], values[-parts:]))
-  if len(values) < 2:
-    return f'In {stage_name(name)} the loss stands at {last:.3g}.'
-  verb = 'falls' if last < first else 'rises'
-  return (
-    f'In {stage_name(name)} the loss {verb} from {first:.3g} to '
-    f'{last:.3g}, means over the first and the last tenth of what was logged.'
-  )
-
-
-def _draw_losses(
-  curves: Mapping[str, Mapping[str, Curve]], size: Size
-) -> Figure:
-  per_row = min(len(curves), 2 if size.narrow else 4)
-  lines = math.ceil(len(curves) / per_row)
-  figure = style.new_figure(size, 40 + lines * (150 if size.narrow else 185))
-  grid = figure.subplots(lines, per_row, sharey=True, squeeze=False)
-  panels = list(grid.flat)
-  for panel in panels[len(curves) :]:
-    panel.set_axis_off()
-  every = [
-    v for c in curves.values() for _, values in c.values() for v in values
-  ]
-  positive = min(every) > 0
-  logarithmic = positive and max(every) > 20 * min(every)
-  terms = list(
-    dict.fromkeys(n for c in curves.values() for n in c if n != 'loss')
-  )
-  for panel, (phase, found) in zip(panels, curves.items()):
-    style.frame(panel)
-    if logarithmic:
-      panel.set_yscale('log')
-    main = LIGHT.teacher if phase == 'teacher' else LIGHT.student
-    panel.set_title(
-      phase.replace('_', ' '),
-      loc='left',
-      fontsize=size.text,
-      fontweight='bold',
-      color=main,
-    )
-    for name, curve in found.items():
-      color, dash = main, 'solid'
-      if name != 'loss':
-        number = terms.index(name)
-        color = style.OTHERS[number % len(style.OTHERS)]
-        dash = style.DASHES[number % len(style.DASHES)]
-      _draw_curve(panel, curve, color, dash, name == 'loss')
-    steps = max(curve[0][-1] for curve in found.values())
-    panel.set_xlim(0, steps * 1.02)
-    panel.set_xticks([0, steps], ['0', short(steps)])
-    for label, side in zip(panel.get_xticklabels(), ('left', 'right')):
-      label.set_ha(side)
-  decades = math.log10(max(every) / min(every)) if logarithmic else 0
-  _scale(panels[0], decades)
-  _loss_key(figure, terms, size)
-  return figure
-
-
-def _scale(axes: Axes, decades: float) -> None:
-  """The numbers of a loss; logarithmic ones over so many decades."""
-  if decades:
-    subs = (1, 3) if decades < 3 else (1,)
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs, numticks=6))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
-  else:
-    axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
-  axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:.3g}'))
-
-
-def _draw_curve(
-  axes: Axes, curve: Curve, color: str, dash: Any, main: bool
-) -> None:
-  steps, values = curve
-  width = 2.2 if main else 1.7
-  if len(values) >= _SMOOTHED:
-    axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
-    values = _smooth(np.array(values))
-  axes.plot(
-    steps,
-    values,
-    color=color,
-    linewidth=width,
-    linestyle=dash,
-    marker='o' if len(values) == 1 else '',
-    zorder=2 if main else 3,
-  )
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-  """The mean of each value's neighbours, fewer at the ends."""
-  reach = max(1, len(values) // 40)
-  sums = np.cumsum(np.concatenate([[0.0], values]))
-  at = np.arange(len(values))
-  low = np.maximum(at - reach, 0)
-  high = np.minimum(at + reach + 1, len(values))
-  return (sums[high] - sums[low]) / (high - low)
-
-
-def _loss_key(figure: Figure, terms: Sequence[str], size: Size) -> None:
-  """Which line is which: the terms go on from panel to panel."""
-  lines = [figure.axes[0].plot([], [], color=LIGHT.student, linewidth=2.2)[0]]
-  for i, _ in enumerate(terms):
-    lines += figure.axes[0].plot(
-      [],
-      [],
-      color=style.OTHERS[i % len(style.OTHERS)],
-      linestyle=style.DASHES[i % len(style.DASHES)],
-      linewidth=1.5,
-    )
-  figure.legend(
-    lines,
-    ['loss', *terms],
-    loc='outside lower left',
-    ncols=min(len(lines), 3 if size.narrow else 6),
-    frameon=False,
-    labelcolor=LIGHT.ink,
-    handlelength=2.6,
-    columnspacing=1.6,
-  )
