@@ -166,6 +166,18 @@ def _cut(
   return Tensor(tuple(shape), x.order, name)
 
 
+def split(
+  graph: Graph, params: Any, shapes: Sequence[Sequence[Any]], x: Tensor
+) -> list[Tensor]:
+  """The parts of an axis: the one operation here of several outputs."""
+  axis, found, start = params['axis'], [], 0
+  for size, shape in zip(params['sizes'], shapes):
+    cuts = {axis: (start, start + size, 1)}
+    found.append(_cut(graph, x, cuts, shape))
+    start += size
+  return found
+
+
 def _gather(
   graph: Graph, params: Any, out: Any, x: Tensor, indices: Tensor
 ) -> Tensor:

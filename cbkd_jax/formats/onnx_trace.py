@@ -84,7 +84,7 @@ def _constant(array: Any, name: str) -> Tensor:
 
 def _label(place: tuple[Any, ...]) -> str:
   """`block_0/stem/conv/kernel`, of the array's place in `Deployed.arrays`."""
-  return '/'.join(str(key.key) for key in place[1:])
+  return '/'.join(str(key.key) for key in place[1:] or place)
 
 
 def _run(graph: Graph, program: Any, inputs: list[Tensor]) -> list[Tensor]:
@@ -136,6 +136,9 @@ def _outputs(graph: Graph, eqn: Any, inputs: list[Tensor]) -> list[Tensor]:
       return _run(graph, inner, inputs)
   if name == 'optimization_barrier':
     return inputs
+  if name == 'split':
+    shapes = [v.aval.shape for v in eqn.outvars]
+    return onnx_axes.split(graph, eqn.params, shapes, *inputs)
   if name not in _RULES:
     raise UserError(
       f"the format 'onnx' does not know the operation '{name}' of JAX, which "
