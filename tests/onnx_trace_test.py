@@ -12,6 +12,7 @@ from cbkd_jax.errors import UserError
 from cbkd_jax.formats import onnx_trace
 
 onnx = pytest.importorskip('onnx', reason="needs onnx, the extra 'onnx'")
+pytest.importorskip('onnxruntime', reason="needs it, the extra 'onnx'")
 format_ = pytest.importorskip('cbkd_jax.formats.onnx')
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
