@@ -8,7 +8,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-import shipped
+import random_network
 
 from cbkd_jax.errors import UserError
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 @pytest.fixture(scope='module')
 def network():
-  return shipped.network('resnet8', (8, 8, 1), normalise=True)
+  return random_network.network('resnet8', (8, 8, 1), normalise=True)
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +38,7 @@ def operations(model):
 def test_the_file_gives_what_jax_gives_for_any_number_of_images(network, path):
   run = format_.load(path, {})
   for count in (1, 3):
-    images = shipped.images(network, count)
+    images = random_network.images(network, count)
     expected = np.asarray(jax.jit(network.function)(network.arrays, images))
     assert expected.std() > 0.1
     found = run(images)
@@ -72,7 +72,7 @@ def test_the_file_says_what_it_is(network, path):
   assert said['layout'] == 'NHWC'
   assert model.producer_name == 'cbkd_jax'
   (opset,) = model.opset_import
-  assert opset.version == format_.DETAILS['opset'] == 18
+  assert opset.version == format_.OPSET == 18
   (images,), (logits,) = model.graph.input, model.graph.output
   assert images.name == 'images'
   assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -91,7 +91,7 @@ def test_the_file_says_what_it_is(network, path):
 def test_images_that_are_normalised_outside():
   # Traced, not run: that is what JAX's own arithmetic is checked for above.
   model = format_.convert(
-    shipped.network('resnet8', (8, 8, 1), normalise=False)
+    random_network.network('resnet8', (8, 8, 1), normalise=False)
   )
   assert operations(model)['Cast'] == 0
   (images,) = model.graph.input
@@ -119,7 +119,9 @@ def test_images_that_are_normalised_outside():
   ],
 )
 def test_other_families_graphs_are_clean(family, expected):
-  model = format_.convert(shipped.network(family, (32, 32, 3), normalise=False))
+  model = format_.convert(
+    random_network.network(family, (32, 32, 3), normalise=False)
+  )
   onnx.checker.check_model(model, full_check=True)
   found = operations(model)
   assert {op: found[op] for op in expected} == expected

@@ -1,45 +1,45 @@
-"""Networks as they are shipped, with random arrays."""
+"""A finished workdir without a run: random weights, for what is shipped."""
 
-import jax
-import numpy as np
+from pathlib import Path
+from typing import Any
 
-from cbkd_jax import blocks, deployed, models, trees
-from cbkd_jax.models import folded
+import tiny
+import tiny_run
 
+from cbkd_jax import blocks, checkpoints, experiment, student, workdir
+from cbkd_jax.blocks import Network, Variables
+from cbkd_jax.data.augment import Augmentation
 
-def network(family, image_shape, *, normalise, fold=True, classes=5):
-  """A `Deployed` of a family's own size."""
-  model = {
-    'family': family,
-    'classes': classes,
-    'class_names': [f'class {i}' for i in range(classes)],
-    'input_shape': list(image_shape),
-    'mean': [0.5, 0.4, 0.3][: image_shape[2]],
-    'std': [0.2, 0.25, 0.3][: image_shape[2]],
-    'compute_dtype': 'float32',
-  }
-  net = models.build(family, classes, image_shape).network()
-  rng = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    values = rng.normal(size=leaf.shape)
-    name = path[-1].key
-    if name in ('var', 'scale'):
-      return np.float32(0.7 + 0.3 * np.abs(values))
-    if name == 'kernel':
-      values *= 10 / np.sqrt(np.prod(leaf.shape[:-1]))
-    return np.float32(0.1 * values)
-
-  variables = jax.tree_util.tree_map_with_path(
-    draw, blocks.shapes(net, image_shape)
-  )
-  if fold:
-    variables = folded.fold(variables, folded.find(net, image_shape))
-  arrays = trees.from_variables(variables)
-  return deployed.of_arrays(model, arrays, normalise=normalise, fold=fold)
+NAMES = tuple(f'digit {i}' for i in range(10))
+AUGMENTATION = Augmentation(pad=0, flip=True, mean=(0.3,), std=(0.2,))
 
 
-def images(deployed, count):
-  """Random ones, uint8."""
-  shape = (count, *deployed.image_shape)
-  return np.random.default_rng(count).integers(0, 256, shape).astype(np.uint8)
+def write(directory: Path, **changes: Any) -> tuple[Network, Variables]:
+  """Makes the workdir of a run of `tiny_run`.
+
+  Args:
+    directory: is made.
+    **changes: of the config, as `tiny_run.values` takes them.
+
+  Returns:
+    The student, and its variables.
+  """
+  values = tiny_run.values(**changes)
+  exp = experiment.build(values)
+  network = exp.predicting_network(exp.stages[-1])
+  variables = tiny.draw(network)
+  directory.mkdir(parents=True)
+  student.save(directory / 'student', exp, variables, AUGMENTATION, NAMES)
+  teacher = tiny.draw(exp.local.network(), seed=1)
+  # As an import leaves it; a run's own would be in 'teacher'.
+  checkpoints.write_variables(directory / 'state', teacher)
+  workdir.write_json(directory / 'config.json', values)
+  return network, variables
+
+
+def teacher(directory: Path) -> tuple[Network, Variables]:
+  """The workdir's teacher."""
+  exp = experiment.build(workdir.read_json(directory / 'config.json'))
+  network = exp.local.network()
+  template = blocks.shapes(network, exp.image_shape)
+  return network, checkpoints.read_variables(directory / 'state', template)

@@ -28,11 +28,11 @@ except ImportError as error:
   ) from None
 
 SUFFIX = '.onnx'
+LIBRARIES = ('onnx', 'onnxruntime')
 
 # Read by onnxruntime from 1.14, TensorRT from 8.6.
 OPSET = 18
 INPUT, OUTPUT = 'images', 'logits'
-DETAILS = {'opset': OPSET, 'input': INPUT, 'output': OUTPUT}
 
 
 def write(deployed: Deployed, path: Path) -> None:

@@ -104,7 +104,7 @@ class Graph:
     return self.constant(np.asarray(values, np.int64), 'integers')
 
   def broadcast(self, tensor: Tensor, order: Sequence[int]) -> str:
-    """The name of the tensor in an order of axes, as ONNX broadcasts it by itself.
+    """The name of the tensor in an order of axes, as ONNX broadcasts it.
 
     Args:
       tensor: the tensor.

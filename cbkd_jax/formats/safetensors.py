@@ -14,13 +14,15 @@ import jax
 import numpy as np
 import safetensors
 from flax import traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cbkd_jax import deployed as deployed_
 from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
+from cbkd_jax.models.folded import Norm
 
 SUFFIX = '.safetensors'
+LIBRARIES = ('safetensors',)
 
 _KEY = 'cbkd_jax'  # in the header's metadata, whose values are strings
 
@@ -38,13 +40,13 @@ def write(deployed: Deployed, path: Path) -> None:
   description = {
     'model': deployed.model,
     'normalised': deployed.normalised,
-    'folded': deployed.norms is not None,
+    'norms': deployed.norms,
   }
-  save_file(
+  content = save(
     {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-    path,
     metadata={'format': 'flax', _KEY: json.dumps(description)},
   )
+  path.write_bytes(content)  # the library's own files are closed to others
 
 
 def read(path: Path) -> Deployed:
@@ -67,11 +69,12 @@ def read(path: Path) -> Deployed:
       'writes such files'
     )
   description = json.loads(metadata[_KEY])
+  norms = description['norms']
   return deployed_.of_arrays(
     description['model'],
     traverse_util.unflatten_dict(arrays, sep='/'),
     normalise=description['normalised'],
-    fold=description['folded'],
+    norms=None if norms is None else tuple(map(Norm.from_json, norms)),
   )
 
 

@@ -3,7 +3,8 @@
 The file holds the program and its arrays; it needs none of this package.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax import export
 from cbkd_jax.deployed import Deployed
 
 SUFFIX = '.stablehlo'
+LIBRARIES = ('flatbuffers',)
 
 _PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -34,8 +36,25 @@ def write(deployed: Deployed, path: Path) -> None:
   def logits(images: jax.Array) -> jax.Array:
     return deployed.function(deployed.arrays, images)
 
-  exported = export.export(jax.jit(logits), platforms=_PLATFORMS)(images)
+  with _no_source_paths():
+    exported = export.export(jax.jit(logits), platforms=_PLATFORMS)(images)
   path.write_bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _no_source_paths() -> Iterator[None]:
+  """What is lowered doesn't name the Python files that it came from.
+
+  Their directories are nobody's business, and would make another file of the
+  same network elsewhere.
+  """
+  name = 'jax_traceback_in_locations_limit'
+  before = getattr(jax.config, name)
+  jax.config.update(name, 0)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
 
 
 def load(
