@@ -1,4 +1,4 @@
-"""Networks as they are shipped, with random arrays."""
+"""Whole networks as they are shipped, without a workdir: random arrays."""
 
 import jax
 import numpy as np
@@ -7,8 +7,8 @@ from cbkd_jax import blocks, deployed, models, trees
 from cbkd_jax.models import folded
 
 
-def network(family, image_shape, *, normalise, fold=True, classes=5):
-  """A `Deployed` of a family's own size."""
+def network(family, image_shape, *, normalise, classes=5):
+  """A `Deployed` of a family's own size, normalisations folded."""
   model = {
     'family': family,
     'classes': classes,
@@ -33,10 +33,9 @@ def network(family, image_shape, *, normalise, fold=True, classes=5):
   variables = jax.tree_util.tree_map_with_path(
     draw, blocks.shapes(net, image_shape)
   )
-  if fold:
-    variables = folded.fold(variables, folded.find(net, image_shape))
-  arrays = trees.from_variables(variables)
-  return deployed.of_arrays(model, arrays, normalise=normalise, fold=fold)
+  norms = folded.find(net, image_shape)
+  arrays = trees.from_variables(folded.fold(variables, norms))
+  return deployed.of_arrays(model, arrays, normalise=normalise, norms=norms)
 
 
 def images(deployed, count):
