@@ -33,6 +33,7 @@ LIBRARIES = ('onnx', 'onnxruntime')
 # Read by onnxruntime from 1.14, TensorRT from 8.6.
 OPSET = 18
 INPUT, OUTPUT = 'images', 'logits'
+DETAILS = {'opset': OPSET, 'input': INPUT, 'output': OUTPUT}
 
 
 def write(deployed: Deployed, path: Path) -> None:

@@ -32,6 +32,7 @@ for _library in ('tensorflow', 'ai_edge_litert'):
 # How many images the file takes at a time.
 BATCH = 1
 INPUT, OUTPUT = 'images', 'logits'
+DETAILS = {'input': INPUT, 'output': OUTPUT}
 
 
 def write(deployed: Deployed, path: Path) -> None:
