@@ -109,11 +109,9 @@ def _picks(reader: _Reader, node: Node) -> None:
   cut = node.op == 'Squeeze' and reader.made(node.inputs[0], 'Slice')
   if not cut:
     return
-  x, *limits = cut.inputs
-  start, stop, axis, stride = (reader.array(n) for n in limits)
-  if np.array_equal(axis, reader.array(node.inputs[1])) and (
-    start.size == stride.item() == (stop - start).item() == 1
-  ):
+  x, start, _, axis, _ = cut.inputs
+  start, axis = reader.array(start), reader.array(axis)
+  if axis.size == 1 and axis == reader.array(node.inputs[1]):
     index = reader.graph.constant(start.reshape(()), 'index')
     _become(node, 'Gather', [x, index], axis=axis.item())
 
@@ -125,9 +123,11 @@ def _biases(reader: _Reader, node: Node) -> None:
   for op, after in (('Conv', 2), ('Gemm', 0)):
     for layer, other in reader.pair(node, op, once=True):
       bias = reader.array(other)
-      if bias is None or len(layer.inputs) > 2:
+      weights = reader.array(layer.inputs[1])
+      if bias is None or weights is None or len(layer.inputs) > 2:
         continue
-      if bias.shape == (bias.size,) + (1,) * after:
+      outputs = weights.shape[0 if op == 'Conv' else 1]
+      if bias.shape == (outputs,) + (1,) * after:
         name = reader.graph.constant(bias.reshape(-1), other)
         _become(node, op, [*layer.inputs, name], **layer.attributes)
         return
