@@ -34,6 +34,7 @@ from cbkd_jax import (
   workdir,
 )
 from cbkd_jax.data.framing import Framing
+from cbkd_jax.data.wanted import Wanted
 from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
 from cbkd_jax.faithful import Reference
@@ -162,7 +163,7 @@ def _prepare(directory: Path, request: Request) -> Task:
     params=blocks.count_params(saved.arrays['params']),
     reference=Reference(
       of=request.of,
-      dataset=dataset.name,
+      dataset=Wanted.of(fields).public_name,
       split=fields['test_split'],
       images=images,
       labels=labels,

@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import html
 import json
+import os
 import re
 import shutil
 import statistics
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -28,10 +30,12 @@ from cbkd_jax.reporting import (
   building,
   drawn,
   groups,
+  page,
   planned,
   provenance,
   record,
   section,
+  state,
   style,
 )
 
@@ -378,12 +382,26 @@ def test_without_its_data_a_page_says_why(tmp_path, monkeypatch, undrawn):
     (['--workdir=/nowhere'], '/nowhere: holds no run; must be a workdir'),
     (['--workdir=s3://bucket/run'], 'must be a directory or gs://'),
     (
+      ['--workdir=DIR', '--out=DIR/config.json'],
+      'config.json: DIR/config.json is a file, not a directory',
+    ),
+    (
+      ['--workdir=DIR', '--out=DIR/config.json/new'],
+      'new: DIR/config.json is a file, not a directory',
+    ),
+    (['--workdir=DIR,DIR/../a run'], 'a run is named twice'),
+    (
       ['--workdir=/nowhere', '--examples=0'],
       '--examples=0: must be at least 1',
     ),
   ],
 )
-def test_wrong_usage_is_one_line(arguments, message):
+def test_wrong_usage_is_one_line(tmp_path, arguments, message):
+  directory = str(
+    report_data.write_run(tmp_path / 'a run', report_data.summary()).directory
+  )
+  arguments = [argument.replace('DIR', directory) for argument in arguments]
+  message = message.replace('DIR', directory)
   ended = cli.call('cbkd_jax.report', *arguments)
   assert ended.code == 2
   assert ended.err.count('\n') == 1
@@ -395,6 +413,36 @@ def test_what_is_no_workdir_is_left_alone(tmp_path):
   ended = cli.call('cbkd_jax.report', f'--workdir={tmp_path}')
   assert ended.code == 2
   assert [path.name for path in tmp_path.iterdir()] == ['notes.txt']
+
+
+def test_a_place_that_takes_nothing_is_told_before_the_work(
+  tmp_path, monkeypatch
+):
+  found = report_data.write_run(tmp_path / 'run', report_data.summary())
+  monkeypatch.setattr(os, 'access', lambda *_: False)  # root may write anywhere
+  with pytest.raises(UserError, match='run can not be written to; see --out'):
+    building.build([found.directory], console=tiny_run.console())
+
+
+def test_names_that_look_alike_have_files_of_their_own():
+  def prefixes(*names):
+    shown = [
+      section.Section(types.SimpleNamespace(name=name), None, None, (), ())
+      for name in names
+    ]
+    return page.prefixes(shown, several=len(names) > 1)
+
+  assert prefixes('a b') == ['']
+  assert prefixes('a b', 'a_b', 'a_b_2') == ['a_b-', 'a_b_2-', 'a_b_2_2-']
+  assert prefixes('ä', 'ö', 'kd/joint') == ['run-', 'run_2-', 'kd_joint-']
+
+
+def test_a_phase_is_named_once_in_its_warning(tmp_path):
+  summary = report_data.summary()
+  summary['stages'][0]['warning'] = 'stage_1: accuracy 0.1 is below'
+  found = report_data.write_run(tmp_path / 'run', summary)
+  shown = section.assemble(found, None, None)
+  assert state.warnings(shown) == ['stage_1: accuracy 0.1 is below']
 
 
 def test_a_command_that_was_not_kept_has_the_same_config(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 # Sets that a user has in a place of his own: data.dir is what tells them apart.
@@ -64,3 +65,9 @@ class Wanted:
   def title(self) -> str:
     """What messages call the set."""
     return f'{self.name} {self.dir}' if self.name in OWN else self.name
+
+  @property
+  def public_name(self) -> str:
+    """What files for others call the set: they don't tell where it is."""
+    own = PurePath(self.dir).name if self.name in OWN else ''
+    return own or self.name

@@ -1,11 +1,13 @@
 """A report's files: the page, the figures, the model card."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import rich.console
 
 from cbkd_jax import buckets
+from cbkd_jax.errors import UserError
 from cbkd_jax.reporting import (
   accuracy_figure,
   card,
@@ -46,9 +48,12 @@ def build(
     The files for people: the page, and for a single finished run its card.
 
   Raises:
-    UserError: a directory holds no run; nothing was written.
+    UserError: a directory holds no run, or nothing can be written where the
+      files are to go; nothing was written.
   """
+  out = out or directories[0]
   records = record.read_all(directories)
+  _check_writable(out)
   shown, groups = records, []
   if len(records) > 1:
     groups = groups_.group(records)
@@ -65,7 +70,25 @@ def build(
     for line in sections[-1].missing:
       console.print(line, highlight=False, markup=False, soft_wrap=True)
   console.print('drawing', highlight=False)
-  return write(sections, groups, out or directories[0])
+  return write(sections, groups, out)
+
+
+def _check_writable(directory: Path) -> None:
+  """Refuses a place for files before there is work for them.
+
+  Raises:
+    UserError: naming what is in the way.
+  """
+  if buckets.is_bucket(directory):
+    return
+  for path in (directory / page.FOLDER, directory, *directory.parents):
+    if not path.exists():
+      continue
+    if not path.is_dir():
+      raise UserError(f'{directory}: {path} is a file, not a directory')
+    if not os.access(path, os.W_OK):
+      raise UserError(f'{directory}: {path} can not be written to; see --out')
+    return
 
 
 def write(
@@ -83,8 +106,8 @@ def write(
     table = tables.side_by_side(groups)
     across = [drawn.render() for drawn in _across(groups)]
   shown = [
-    (s, [d.render(page.prefix(s, bool(groups))) for d in s.figures])
-    for s in sections
+    (section, [drawn.render(start) for drawn in section.figures])
+    for start, section in zip(page.prefixes(sections, bool(groups)), sections)
   ]
   html = page.render(shown, groups, across, table)
   with buckets.told(directory, '--workdir'):

@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from cbkd_jax import objectives, workdir
+from cbkd_jax.data.wanted import OWN, Wanted
 from cbkd_jax.reporting import page, provenance, tables
 from cbkd_jax.reporting.analysis import Analysis
 from cbkd_jax.reporting.section import Section
@@ -38,7 +39,7 @@ def render(section: Section) -> str:
     front=front_matter(section),
     name=record.name,
     config=config,
-    data=summary['dataset'],
+    data={**summary['dataset'], 'name': Wanted.of(config['data']).public_name},
     ratio=f'{summary["compression"]["params_ratio"]:.2f}',
     flops_ratio=f'{summary["compression"]["flops_ratio"]:.2f}',
     headline=_headline(summary),
@@ -49,6 +50,7 @@ def render(section: Section) -> str:
       if config['compression']['model']
       else 'the same blocks, narrower'
     ),
+    trained=_trained(config['order']),
     keep=', '.join(f'{k:.3g}' for k in summary['compression']['keep']),
     inherited=_inherited(config),
     mean=_numbers(model['mean']),
@@ -79,8 +81,7 @@ def render(section: Section) -> str:
 def front_matter(section: Section) -> str:
   """The card's fields for machines, as YAML."""
   record = section.record
-  summary = record.summary
-  data, student = summary['dataset']['name'], summary['student']
+  fields, student = record.config['data'], record.summary['student']
   metrics = [
     {'type': kind, 'name': name, 'value': student[key]}
     for kind, name, key in (
@@ -93,10 +94,12 @@ def front_matter(section: Section) -> str:
     'library_name': 'cbkd_jax',
     'pipeline_tag': 'image-classification',
     'tags': [
-      *('image-classification', 'knowledge-distillation'),
+      'image-classification',
+      *(['knowledge-distillation'] * (record.config['order'] != 'scratch')),
       *('model-compression', 'jax', 'flax'),
     ],
-    'datasets': [data],
+    # Hubs look for one of this name; there is none of one's own images.
+    **({} if fields['name'] in OWN else {'datasets': [fields['name']]}),
     'metrics': ['accuracy'],
     'model-index': [
       {
@@ -108,9 +111,9 @@ def front_matter(section: Section) -> str:
               'name': 'Image classification',
             },
             'dataset': {
-              'type': data,
-              'name': data,
-              'split': record.config['data']['test_split'],
+              'type': fields['name'],
+              'name': Wanted.of(fields).public_name,
+              'split': fields['test_split'],
             },
             'metrics': metrics,
           }
@@ -139,6 +142,15 @@ def _table(table: Table) -> str:
     '| ' + ' | '.join(c if c == '---' else markdown(c) for c in line) + ' |'
     for line in lines
   )
+
+
+def _trained(order: str) -> str:
+  """How the student came about, in a few words."""
+  method = 'counterclockwise block-wise knowledge distillation (CBKD)'
+  if order == 'counterclockwise':
+    return f'by {method}'
+  how = 'by knowledge distillation' if order != 'scratch' else 'without it'
+  return f'trained {how}: `{order}`, a control of {method}'
 
 
 def _inherited(config: Mapping[str, Any]) -> str:

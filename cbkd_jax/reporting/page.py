@@ -41,9 +41,10 @@ def render(
     HTML. Figures' files are linked to, in the folder beside it.
   """
   several = table is not None
+  starts = prefixes([section for section, _ in sections], several)
   runs = [
-    _run(section, prefix(section, several), figures)
-    for section, figures in sections
+    _run(section, start, figures)
+    for start, (section, figures) in zip(starts, sections)
   ]
   page = {
     'title': _title(groups) if several else runs[0]['title'],
@@ -72,9 +73,19 @@ def environment() -> jinja2.Environment:
   )
 
 
-def prefix(section: Section, several: bool) -> str:
-  """What the run's files and ids begin with."""
-  return f'{section.key}-' if several else ''
+def prefixes(sections: Sequence[Section], several: bool) -> list[str]:
+  """What the runs' files and ids begin with; of several no two are alike."""
+  if not several:
+    return [''] * len(sections)
+  keys = []
+  for section in sections:
+    key = first = section.key or 'run'
+    number = 1
+    while key in keys:
+      number += 1
+      key = f'{first}_{number}'
+    keys.append(key)
+  return [f'{key}-' for key in keys]
 
 
 def _css() -> markupsafe.Markup:

@@ -114,8 +114,9 @@ def read_all(directories: Sequence[Path]) -> list[Record]:
       read.
   """
   found = [run for directory in directories for run in _runs(directory)]
+  places = [_parts(run) for run in found]
   for i, run in enumerate(found):
-    if run in found[:i]:
+    if places[i] in places[:i]:
       raise UserError(f'--workdir: {run} is named twice')
   return [read(*pair) for pair in zip(found, _names(found))]
 

@@ -43,7 +43,7 @@ class Section:
 
   @property
   def key(self) -> str:
-    """Its name as a part of files' names and of ids."""
+    """Its name as a part of files' names; other runs may have the same."""
     return re.sub(r'[^A-Za-z0-9.]+', '_', self.record.name).strip('_')
 
 

@@ -36,9 +36,7 @@ def left(section: Section) -> list[str]:
 
 
 def warnings(section: Section) -> list[str]:
-  """What the phases warned of."""
+  """What the phases warned of, each naming itself."""
   return [
-    f'{phase["name"]}: {phase["warning"]}'
-    for phase in section.record.phases
-    if phase.get('warning')
+    phase['warning'] for phase in section.record.phases if phase.get('warning')
   ]
