@@ -13,6 +13,14 @@ from cbkd_jax.deployed import normalise
 from cbkd_jax.errors import UserError
 
 INCLUDED = 'included'  # in the file, of the normalisation
+# Of the JSON, by whoever uses the file.
+_USED = (
+  ('input', 'shape'),
+  ('input', 'normalisation'),
+  ('input', 'framing'),
+  ('output', 'shape'),
+  ('classes',),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +71,25 @@ def sha256(path: Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def _check(info: Mapping[str, Any], beside: Path) -> None:
+  """Refuses a JSON that has been changed to what can't be used.
+
+  Raises:
+    UserError: naming the entry.
+  """
+  for names in _USED:
+    found: Any = info
+    for name in names:
+      if not isinstance(found, dict) or name not in found:
+        raise UserError(f'{beside}: has no {".".join(names)}; export it again')
+      found = found[name]
+  classes, logits = len(info['classes']), info['output']['shape'][-1]
+  if classes != logits:
+    raise UserError(
+      f'{beside}: names {classes} classes, but must name {logits}'
+    )
+
+
 def load(path: str | Path) -> Exported:
   """An exported file, and what its JSON says of it.
 
@@ -92,4 +119,5 @@ def load(path: str | Path) -> Exported:
       f'{path}: its SHA-256 is not that in {beside.name}: damaged, or another '
       'file; export it again'
     )
+  _check(info, beside)
   return Exported(info, formats.module(info['format']).load(path, info))

@@ -183,7 +183,10 @@ def _unchecked(directory: Path) -> Iterator[Path]:
   """A new directory in `directory`; nothing is left of it."""
   unchecked = directory / _UNCHECKED
   shutil.rmtree(unchecked, ignore_errors=True)  # of one that was killed
-  unchecked.mkdir(parents=True)
+  try:
+    unchecked.mkdir(parents=True)
+  except OSError as error:
+    raise UserError(f'{directory}: {error.strerror}') from error
   try:
     yield unchecked
   finally:

@@ -271,6 +271,39 @@ def test_without_its_json_a_file_is_not_finished(directory, monkeypatch):
     exported.load(path)
 
 
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda info: info.pop('input'), 'has no input.shape'),
+    (lambda info: info['input'].pop('framing'), 'has no input.framing'),
+    (lambda info: info.pop('classes'), 'has no classes'),
+    (lambda info: info['classes'].pop(), 'names 9 classes, but must name 10'),
+  ],
+)
+def test_a_json_that_was_changed(tmp_path, change, message):
+  path = tmp_path / 'student.safetensors'
+  path.write_bytes(b'')
+  info = {
+    'format': 'safetensors',
+    'sha256': exported.sha256(path),
+    'input': {'shape': [], 'normalisation': 'included', 'framing': {}},
+    'output': {'shape': ['batch', 10]},
+    'classes': [str(i) for i in range(10)],
+  }
+  beside = exported.description(path)
+  change(info)
+  beside.write_text(json.dumps(info))
+  with pytest.raises(UserError, match=f'student.safetensors.json: {message}'):
+    exported.load(path)
+
+
+def test_an_export_folder_that_is_a_file(directory):
+  (directory / 'export').touch()
+  with pytest.raises(UserError, match='export: Not a directory'):
+    export(directory, SAFETENSORS)
+  (directory / 'export').unlink()
+
+
 def test_files_that_are_not_their_jsons(directory):
   (path,), _ = export(directory, SAFETENSORS)
   path.write_bytes(path.read_bytes()[:-1])
