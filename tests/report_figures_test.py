@@ -173,6 +173,32 @@ def test_accuracy_in_words(run):
   )
 
 
+def test_a_run_that_is_not_finished_does_not_end_highest(tmp_path):
+  low, high = (
+    report_data.write_run(
+      tmp_path / name,
+      report_data.summary((0.95, 0.5, 0.5, accuracy)),
+      inherit=inherit,
+    )
+    for name, accuracy, inherit in (('low', 0.5, 1), ('high', 0.9, 2))
+  )
+  both = groups.group([low, high])
+  assert accuracy_figure.accuracy(both).says == (
+    f'high ends highest, at 90.00{SPACE}%; low lowest, at 50.00{SPACE}%; '
+    f'the teacher has 95.00{SPACE}%.'
+  )
+  high = dataclasses.replace(high, summary=None, finished=False)
+  both = groups.group([low, high])
+  assert accuracy_figure.accuracy(both).says == (
+    f'low ends highest, at 50.00{SPACE}%; the teacher has 95.00{SPACE}%.'
+  )
+  low = dataclasses.replace(low, summary=None, finished=False)
+  both = groups.group([low, high])
+  assert accuracy_figure.accuracy(both).says == (
+    f'No run is finished; the teacher has 95.00{SPACE}%.'
+  )
+
+
 def test_costs_in_words_and_numbers(run):
   blocks = costs_figure.blocks_of(planned.plan(run), None)
   found = costs_figure.costs(blocks)

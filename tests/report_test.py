@@ -437,6 +437,31 @@ def test_names_that_look_alike_have_files_of_their_own():
   assert prefixes('ä', 'ö', 'kd/joint') == ['run-', 'run_2-', 'kd_joint-']
 
 
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'teacher__model': 'tiny_run:shallow', 'compression__keep': (1.0, 0.5)},
+    {'data__test_split': 'test'},
+  ],
+)
+def test_runs_of_other_teachers_share_no_figure(tmp_path, undrawn, changes):
+  runs = [
+    report_data.write_run(tmp_path / name, report_data.summary(), **more)
+    for name, more in (('a', {}), ('b', changes))
+  ]
+  building.build(
+    [run.directory for run in runs],
+    out=tmp_path,
+    analysed=False,
+    console=tiny_run.console(),
+  )
+  text = (tmp_path / 'report.html').read_text()
+  assert 'finished. Their teachers or data differ: no figure has them' in text
+  assert '<figure id="accuracy">' not in text
+  assert '<figure id="size">' not in text
+  assert '<figure id="a-accuracy">' in text
+
+
 def test_a_phase_is_named_once_in_its_warning(tmp_path):
   summary = report_data.summary()
   summary['stages'][0]['warning'] = 'stage_1: accuracy 0.1 is below'

@@ -84,12 +84,18 @@ def _numbers(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _says(groups: Sequence[Group], teachers: Sequence[float]) -> str:
-  ends = {g.label: mean(g.accuracies(_phases(g)[-1])) for g in groups}
   if len(groups) > 1:
+    ends = {
+      g.label: mean(g.of_student('accuracy')) for g in groups if g.finished
+    }
+    teacher = f'the teacher has {percent(mean(teachers))}.'
+    if not ends:
+      return f'No run is finished; {teacher}'
     best, worst = max(ends, key=ends.get), min(ends, key=ends.get)
-    said = f'{best} ends highest, at {percent(ends[best])}; {worst} lowest, at '
-    said += percent(ends[worst])
-    return f'{said}; the teacher has {percent(mean(teachers))}.'
+    said = f'{best} ends highest, at {percent(ends[best])}'
+    if len(ends) > 1:
+      said += f'; {worst} lowest, at {percent(ends[worst])}'
+    return f'{said}; {teacher}'
   (group,), phases = groups, _phases(groups[0])
   values = [mean(group.accuracies(phase)) for phase in phases]
   who = 'student' if group.finished else 'network'

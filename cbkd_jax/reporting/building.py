@@ -129,6 +129,8 @@ def write(
 
 def _across(groups: Sequence[Group]) -> list[Drawn]:
   """The figures that several runs have in common."""
+  if not groups_.comparable(groups):
+    return []
   found = (
     accuracy_figure.accuracy(groups),
     runs_figure.size_and_accuracy(groups),

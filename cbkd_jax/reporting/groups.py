@@ -73,6 +73,16 @@ def group(records: Sequence[Record]) -> list[Group]:
   )
 
 
+def comparable(groups: Sequence[Group]) -> bool:
+  """Whether one line can stand for all runs' teachers, on one test split."""
+  found = set()
+  for group in groups:
+    config = group.first.config
+    data = [config['data'][name] for name in ('name', 'dir', 'test_split')]
+    found.add((config['teacher']['model'], *data))
+  return len(found) == 1
+
+
 def _without_seed(name: str) -> str:
   parts = [p for p in name.split('/') if not re.fullmatch(r'seed_\d+', p)]
   return '/'.join(parts)

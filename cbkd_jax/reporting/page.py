@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from cbkd_jax.reporting import groups as groups_
 from cbkd_jax.reporting import picture, provenance, state, style, tables
 from cbkd_jax.reporting.drawn import Rendered
 from cbkd_jax.reporting.groups import Group
@@ -187,6 +188,8 @@ def _lead_of_several(groups: Sequence[Group]) -> str:
   total = sum(len(group.records) for group in groups)
   done = sum(len(group.finished) for group in groups)
   said = f'{done} of {total} runs are finished.'
+  if not groups_.comparable(groups):
+    return f'{said} Their teachers or data differ: no figure has them all.'
   if finished:
     best = max(
       finished, key=lambda g: sum(g.of_student('accuracy')) / len(g.finished)
