@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import re
+import types
 
 import cv2
 import numpy as np
@@ -231,6 +232,19 @@ def test_cka_that_is_not_defined_everywhere():
   assert axes.get_xlim()[0] == -0.0625
   assert 'least alike at the end, block 0: -0.062' in found.says
   assert cka_figure.cka(analysis.Analysis(**{**fields, 'cka': ()})) is None
+
+
+def test_short_names_of_classes_are_not_alike():
+  def names(*class_names):
+    found = types.SimpleNamespace(class_names=class_names)
+    return confusion_figures._short_names(found, 9)
+
+  assert names('cat', 'a long name 1', '') == ['cat', 'a long…1', '2']
+  assert names('class <1> ü', 'class <2> ü', 'dog') == [
+    '0 clas…ü',
+    '1 clas…ü',
+    '2 dog',
+  ]
 
 
 def test_confusions_against_brute_force():

@@ -103,8 +103,7 @@ def _shares(analysis: Analysis) -> np.ndarray:
 
 def _draw_named(analysis: Analysis, size: Size) -> Figure:
   classes, shares = len(analysis.class_names), _shares(analysis)
-  most = 9 if size.narrow else 16
-  names = [style.shortened(name_of(analysis, i), most) for i in range(classes)]
+  names = _short_names(analysis, 9 if size.narrow else 16)
   longest = max(map(len, names))
   side = min(size.width - 16 - 7.5 * longest, 46 * classes)
   upright = longest * size.text * 0.62 > side / classes
@@ -134,6 +133,17 @@ def _draw_named(analysis: Analysis, size: Size) -> Figure:
   axes.xaxis.tick_top()
   axes.tick_params(labelcolor=LIGHT.ink, pad=2, labelsize=size.text - 0.5)
   return figure
+
+
+def _short_names(analysis: Analysis, most: int) -> list[str]:
+  """The classes' names; with their labels where some would look alike."""
+  full = [name_of(analysis, i) for i in range(len(analysis.class_names))]
+  names = [style.shortened(name, most) for name in full]
+  if len(set(names)) == len(set(full)):
+    return names
+  return [
+    f'{i} {style.shortened(name, most - 3)}' for i, name in enumerate(full)
+  ]
 
 
 def _draw_cell(
