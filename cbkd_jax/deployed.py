@@ -23,9 +23,11 @@ from cbkd_jax import (
   trees,
   workdir,
 )
-from cbkd_jax.blocks import SHIPPING, Array, Network, Tree
+from cbkd_jax.blocks import SHIPPING, Array, Network, Tree, Variables
 from cbkd_jax.data import augment
 from cbkd_jax.data.augment import Augmentation
+from cbkd_jax.models import folded
+from cbkd_jax.models.folded import Norm
 
 _DTYPE = 'float32'
 
@@ -41,12 +43,15 @@ class Deployed:
     model: what model.json says of it, which is all that the function is made
       of; 'compute_dtype' is float32.
     normalised: whether the function normalises its images itself.
+    norms: the batch normalisations, and what each has been folded into; None:
+      they are as in training, with their statistics among the arrays.
   """
 
   function: Callable[[Tree, Array], Array]
   arrays: Tree
   model: Mapping[str, Any]
   normalised: bool
+  norms: tuple[Norm, ...] | None
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -151,33 +156,51 @@ def network_of(model: Mapping[str, Any]) -> Network:
 def _of(
   model: Mapping[str, Any], weights: Path, normalise: bool, fold: bool
 ) -> Deployed:
+  """What a checkpoint holds, deployed."""
   model = {**model, 'compute_dtype': _DTYPE}
   network = network_of(model)
-  template = blocks.shapes(network, tuple(model['input_shape']))
-  variables = checkpoints.read_variables(weights, template)
+  shape = tuple(model['input_shape'])
+  variables = checkpoints.read_variables(weights, blocks.shapes(network, shape))
+  if fold:
+    variables = folded.fold(variables, folded.find(network, shape))
   arrays = jax.tree.map(np.asarray, trees.from_variables(variables))
-  return of_arrays(model, arrays, normalise=normalise)
+  return of_arrays(model, arrays, normalise=normalise, fold=fold)
 
 
 def of_arrays(
-  model: Mapping[str, Any], arrays: Tree, *, normalise: bool
+  model: Mapping[str, Any], arrays: Tree, *, normalise: bool, fold: bool
 ) -> Deployed:
-  """The deployed network of a description and its arrays."""
+  """The deployed network of a description and its arrays.
+
+  Args:
+    model: as `Deployed.model`.
+    arrays: as `Deployed.arrays`.
+    normalise: whether it is to normalise its images itself.
+    fold: whether normalisations have been folded in these arrays.
+  """
   network = network_of(model)
-  template = blocks.shapes(network, tuple(model['input_shape']))
+  norms = folded.find(network, tuple(model['input_shape'])) if fold else None
+  names = trees.part_names(len(network.blocks))
   augmentation = Augmentation(
     0, False, tuple(model['mean']), tuple(model['std'])
   )
 
   def function(arrays: Tree, images: Array) -> Array:
-    variables = trees.to_variables(arrays, template)
+    variables = Variables(
+      *(
+        tuple(arrays.get(kind, {}).get(name, {}) for name in names)
+        for kind in ('params', 'batch_stats')
+      )
+    )
     before = SHIPPING.set(True)
     try:
       with jax.default_matmul_precision('highest'):
         if normalise:
           images = augment.normalise(images, augmentation)
-        return blocks.logits(network, variables, images)
+        if norms is None:
+          return blocks.logits(network, variables, images)
+        return folded.logits(network, norms, variables, images)
     finally:
       SHIPPING.reset(before)
 
-  return Deployed(function, arrays, model, normalise)
+  return Deployed(function, arrays, model, normalise, norms)
