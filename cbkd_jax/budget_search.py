@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cbkd_jax import budget, budget_costs, config, latency, workdir
+from cbkd_jax import budget, budget_costs, config, timing, workdir
 from cbkd_jax.budget import Target
 from cbkd_jax.budget_costs import Choice, Table
 from cbkd_jax.errors import UserError
@@ -177,7 +177,7 @@ def _fast_enough(
   )
   if least > most:  # there is no choice at all
     raise _growing(target)
-  measured: dict[tuple[float, ...], latency.Latency] = {}
+  measured: dict[tuple[float, ...], timing.Latency] = {}
 
   def at(place: float) -> float:
     """Milliseconds of the student at a place from 0 to 1, by size."""
@@ -186,7 +186,7 @@ def _fast_enough(
     keep, _ = _solved(choice, table, damages, size, tolerance=1.0)
     if keep not in measured:
       network = choice.network(choice.student(keep))
-      measured[keep] = latency.measure(network, choice.image_shape, device)
+      measured[keep] = timing.measure(network, choice.image_shape, device)
     return measured[keep].median
 
   low, high = (0.0, at(0.0)), (1.0, at(1.0))

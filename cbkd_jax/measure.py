@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cbkd_jax import blocks, cache, step
+from cbkd_jax import blocks, cache, step, timing
 from cbkd_jax.blocks import Network, Variables
 from cbkd_jax.program import peak_bytes
 from cbkd_jax.replicas import Replicas
@@ -163,9 +163,7 @@ def draw(
 def take_turns(
   subjects: Mapping[str, Subject], rounds: int, seconds: float
 ) -> dict[str, np.ndarray]:
-  """Times all subjects one after the other, again and again.
-
-  So a slow moment of the machine meets all of them.
+  """Times all subjects in turns, see `timing.take_turns`.
 
   Args:
     subjects: by name.
@@ -175,15 +173,10 @@ def take_turns(
   Returns:
     Seconds of each call, by name, `[rounds]`.
   """
-  for _ in range(2):
-    for subject in subjects.values():
-      subject.run()
-  found: dict[str, list[float]] = {name: [] for name in subjects}
-  began = time.perf_counter()
-  for done in range(rounds):
-    if done >= _MIN_ROUNDS and time.perf_counter() - began > seconds:
-      break
-    # Places change: whoever comes after another finds other caches warm.
-    for name in list(subjects)[:: 1 if done % 2 == 0 else -1]:
-      found[name].append(subjects[name].run())
-  return {name: np.array(values) for name, values in found.items()}
+  return timing.take_turns(
+    {name: subject.run for name, subject in subjects.items()},
+    most=rounds,
+    least=_MIN_ROUNDS,
+    seconds=seconds,
+    warm_up=2,
+  )

@@ -16,10 +16,10 @@ from cbkd_jax import (
   config,
   counting,
   experiment,
-  latency,
   networks,
   processes,
   shared_teacher,
+  timing,
   training,
   workdir,
 )
@@ -174,9 +174,9 @@ def test_few_students_are_measured_for_a_latency(choice, monkeypatch):
     assert (image_shape, device) == ((8, 8, 1), 'here')
     size = choice.cost(network, 'params')
     measured.append(size)
-    return latency.Latency(1 + size / 100, size / 100, 2 + size / 100)
+    return timing.Latency(1 + size / 100, size / 100, 2 + size / 100)
 
-  monkeypatch.setattr(latency, 'measure', measure)
+  monkeypatch.setattr(timing, 'measure', measure)
   # The sizes are 99 to 890: see the students of other budgets.
   for wanted in 2.0, 5.1, 8.7:
     measured.clear()
@@ -201,7 +201,7 @@ def test_few_students_are_measured_for_a_latency(choice, monkeypatch):
 
 def test_a_network_is_timed(choice):
   network = choice.network(choice.student((1.0, 0.5, 0.5)))
-  found = latency.measure(network, choice.image_shape, jax.devices()[0])
+  found = timing.measure(network, choice.image_shape, jax.devices()[0])
   assert 0 < found.low <= found.median <= found.high < 1000
   assert all(map(math.isfinite, found))
 

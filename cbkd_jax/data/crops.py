@@ -8,7 +8,7 @@ import numpy as np
 # drawn that fits, and the share of the shorter side that evaluation looks at.
 _LOG_RATIOS = math.log(3 / 4), math.log(4 / 3)
 _ATTEMPTS = 10
-_CENTRE = 0.875
+CENTRE = 0.875
 
 # The sampler's purposes are 0 and 1.
 _PURPOSE = 2
@@ -62,20 +62,25 @@ def random_box(
 
 
 def central_box(
-  height: int, width: int, target_height: int, target_width: int
+  height: int,
+  width: int,
+  target_height: int,
+  target_width: int,
+  share: float = CENTRE,
 ) -> Box:
   """What evaluation looks at: the centre, in the target's proportions.
 
   Scaling it to the target is scaling the image until it exceeds the target by
-  1 / 0.875 and cutting out the centre, in one resampling.
+  1 / `share` and cutting out the centre, in one resampling.
 
   Args:
     height: of the image, in pixels.
     width: likewise.
     target_height: of the image that is to be.
     target_width: likewise.
+    share: of the largest such part, on each side.
   """
-  scale = _CENTRE * min(height / target_height, width / target_width)
+  scale = share * min(height / target_height, width / target_width)
   h = max(1, round(scale * target_height))
   w = max(1, round(scale * target_width))
   return (height - h) // 2, (width - w) // 2, h, w

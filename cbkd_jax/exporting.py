@@ -1,0 +1,381 @@
+"""Writes a finished run's network to files, each checked before it is there.
+
+A file is written into a directory of unchecked ones, loaded anew and run on
+test images. Only if it agrees with the network that the run has saved does it
+get its place, and a JSON that says all about it.
+"""
+
+import contextlib
+import dataclasses
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+
+import cbkd_jax
+from cbkd_jax import (
+  blocks,
+  buckets,
+  data,
+  deployed,
+  experiment,
+  exported,
+  finished_run,
+  formats,
+  summary,
+  workdir,
+)
+from cbkd_jax.data.framing import Framing
+from cbkd_jax.deployed import Deployed
+from cbkd_jax.errors import UserError
+
+# Of the largest logit: float32 rounding of a deep network in another order.
+_TOLERANCE = 1e-4
+# What int8 may cost, as a fraction of the test images.
+_LOST_ACCURACY = 0.02
+# Most sets' whole test splits; one that is streamed has large images.
+_EXAMPLES, _STREAMED_EXAMPLES = 10_000, 1_000
+_BATCH = 100
+
+_UNCHECKED = '.unchecked'
+_COLUMNS = (
+  *('size', 'top-1\nagreement', 'max\n|Δlogit|'),
+  *('accuracy\nbefore', 'accuracy\nafter'),
+)
+_LIBRARIES = ('jax', 'jaxlib', 'flax')
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is to be exported, and how.
+
+  Attributes:
+    formats: names out of `formats.FORMATS`.
+    of: 'student' or 'teacher'.
+    normalise: whether the files normalise their images themselves.
+    fold: multiply normalisations into the layers before them.
+    quantize: '' or 'int8'.
+    calibration: how many train images int8 is calibrated by.
+    examples: test images that each file is run on, at most; None: 10,000, or
+      1,000 that are streamed.
+    tolerance: the largest difference of a logit, as a share of the largest
+      logit; of int8 the loss of accuracy, as a fraction. None: 1e-4, or 0.02.
+    data_dir: where the data are, as data.dir; None: as the config says.
+  """
+
+  formats: tuple[str, ...]
+  of: str = 'student'
+  normalise: bool = True
+  fold: bool = True
+  quantize: str = ''
+  calibration: int = 512
+  examples: int | None = None
+  tolerance: float | None = None
+  data_dir: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A request with what it takes to write and check a file.
+
+  Attributes:
+    request: what was asked for.
+    network: as it is to be written.
+    params: trainable parameters of the network before anything was folded.
+    images: of the test split, uint8.
+    labels: theirs.
+    logits: of the network that the run has saved, nothing folded.
+    calibration: images of the train split, uint8; of int8 only.
+    data: what the JSON says of the data.
+  """
+
+  request: Request
+  network: Deployed
+  params: int
+  images: np.ndarray
+  labels: np.ndarray
+  logits: np.ndarray
+  calibration: np.ndarray | None
+  data: Mapping[str, Any]
+
+
+class _Unfaithful(Exception):
+  """A file that does not do what the network does."""
+
+
+def export(
+  directory: Path, request: Request, console: rich.console.Console
+) -> list[Path]:
+  """Writes `directory/export/`; a file there is replaced by a checked one.
+
+  Args:
+    directory: the run's workdir.
+    request: what is wanted.
+    console: gets a table of the files.
+
+  Returns:
+    The files.
+
+  Raises:
+    UserError: no finished run, no data, a library is missing; or a file does
+      not agree with the network and was not kept, while the others were.
+  """
+  formats.require(request.formats, int8=bool(request.quantize))
+  if buckets.is_bucket(directory):
+    raise UserError(
+      f'--workdir={directory}: files are exported to a disk; copy the run'
+    )
+  task = _prepare(directory, request)
+  table = summary.new_table(
+    f'{directory / "export"}, {len(task.labels):,} test images'
+  )
+  table.add_column('file', no_wrap=True)
+  for name in _COLUMNS:
+    table.add_column(name, justify='right', no_wrap=True)
+  found, failures = [], []
+  with workdir.locked(directory), _unchecked(directory / 'export') as unchecked:
+    for name in request.formats:
+      path = directory / 'export' / _file_name(request, formats.module(name))
+      try:
+        info = _write(task, name, unchecked / path.name)
+      except _Unfaithful as error:
+        failures.append(f'{path.name} {error}')
+        continue
+      _publish(unchecked / path.name, path, info)
+      found.append(path)
+      table.add_row(*_row(info))
+  if found:
+    console.print(table)
+  if failures:
+    raise UserError(f'not kept: {"; ".join(failures)}')
+  return found
+
+
+def _prepare(directory: Path, request: Request) -> Task:
+  """Reads the network and the data, and runs the network on them."""
+  values = finished_run.read_config(directory)
+  build = {'student': deployed.student_of, 'teacher': deployed.teacher_of}
+  saved = build[request.of](directory, normalise=True, fold=False)
+  network = build[request.of](
+    directory, normalise=request.normalise, fold=request.fold
+  )
+  fields = values['data']
+  if request.data_dir is not None:
+    fields = {**fields, 'dir': request.data_dir}
+  dataset = experiment.load_data({**values, 'data': fields})
+  streams = isinstance(dataset.test, data.Streamed)
+  count = request.examples or (_STREAMED_EXAMPLES if streams else _EXAMPLES)
+  images, labels = _spread(dataset.test, count)
+  run = jax.jit(saved.function)
+  return Task(
+    request=request,
+    network=network,
+    params=blocks.count_params(saved.arrays['params']),
+    images=images,
+    labels=labels,
+    logits=_logits(lambda x: np.asarray(run(saved.arrays, x)), images),
+    calibration=_spread(dataset.train, request.calibration)[0]
+    if request.quantize
+    else None,
+    data={
+      'name': dataset.name,
+      'split': fields['test_split'],
+      'framing': Framing.of(fields).as_json(),
+    },
+  )
+
+
+def _spread(
+  split: data.Split | data.Streamed, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """`count` images and labels from all over a split, which may be sorted."""
+  count = min(count, len(split))
+  positions = np.arange(count) * len(split) // count
+  ((images, labels),) = split.batches([positions])
+  return images, labels
+
+
+def _logits(
+  run: Callable[[np.ndarray], np.ndarray], images: np.ndarray
+) -> np.ndarray:
+  """The logits of all images, in batches of two sizes.
+
+  The first image comes alone: a file must take any number. The last batch is
+  filled up with its last image: nothing is compiled for a rest.
+  """
+  found = [run(images[:1])]
+  for start in range(1, len(images), _BATCH):
+    positions = np.arange(start, start + _BATCH)
+    found.append(run(images[np.minimum(positions, len(images) - 1)]))
+  return np.concatenate(found)[: len(images)].astype(np.float64)
+
+
+@contextlib.contextmanager
+def _unchecked(directory: Path) -> Iterator[Path]:
+  """A new directory in `directory`; nothing is left of it."""
+  unchecked = directory / _UNCHECKED
+  shutil.rmtree(unchecked, ignore_errors=True)  # of one that was killed
+  unchecked.mkdir(parents=True)
+  try:
+    yield unchecked
+  finally:
+    shutil.rmtree(unchecked, ignore_errors=True)
+    with contextlib.suppress(OSError):  # other files are there
+      directory.rmdir()
+
+
+def _file_name(request: Request, module: ModuleType) -> str:
+  scheme = f'_{request.quantize}' if request.quantize else ''
+  return f'{request.of}{scheme}{module.SUFFIX}'
+
+
+def _write(task: Task, name: str, path: Path) -> dict[str, Any]:
+  """Writes a file, and runs what it finds in it.
+
+  Returns:
+    What the JSON is to say.
+
+  Raises:
+    _Unfaithful: the file is not what it should be.
+  """
+  module, quantization = formats.module(name), None
+  if task.request.quantize:
+    done = module.write_int8(task.network, path, task.calibration)
+    quantization = {
+      'scheme': task.request.quantize,
+      'calibration_images': len(task.calibration),
+      **(done or {}),
+    }
+  else:
+    module.write(task.network, path)
+  info = {
+    'format': name,
+    'file': path.name,
+    'sha256': exported.sha256(path),
+    'bytes': path.stat().st_size,
+    **_signature(task),
+    'quantization': quantization,
+    'versions': _versions(module),
+  }
+  file = exported.Exported(info, module.load(path, info))
+  return {**info, **_judge(task, _logits(file.logits, task.images))}
+
+
+def _signature(task: Task) -> dict[str, Any]:
+  """What goes in and out, and what is between."""
+  network, model = task.network, dict(task.network.model)
+  classes, mean, std = (
+    list(model.pop(name)) for name in ('class_names', 'mean', 'std')
+  )
+  image_shape = model.pop('input_shape')
+  norms = network.norms
+  return {
+    'input': {
+      'shape': ['batch', *image_shape],
+      'dtype': network.input_dtype,
+      'layout': 'NHWC',
+      'normalisation': exported.INCLUDED
+      if network.normalised
+      else {'scale': 1 / 255, 'mean': mean, 'std': std},
+      'framing': task.data['framing'],
+    },
+    'output': {'shape': ['batch', len(classes)], 'logits': 'float32'},
+    'classes': classes,
+    'model': {
+      'of': task.request.of,
+      **model,
+      'params': task.params,
+      'batch_norms_folded': norms and sum(n.into is not None for n in norms),
+    },
+  }
+
+
+def _judge(task: Task, logits: np.ndarray) -> dict[str, Any]:
+  """Compares what a file says with what the network says.
+
+  Args:
+    task: holds the network's logits.
+    logits: the file's, `[examples, classes]`.
+
+  Returns:
+    'accuracy' and 'check', for the JSON.
+
+  Raises:
+    _Unfaithful: they differ too much.
+  """
+  before, after = (
+    float(np.mean(x.argmax(-1) == task.labels)) for x in (task.logits, logits)
+  )
+  largest = float(np.abs(task.logits).max())
+  difference = float(np.abs(logits - task.logits).max())
+  agreement = float(np.mean(logits.argmax(-1) == task.logits.argmax(-1)))
+  tolerance = task.request.tolerance
+  if task.request.quantize:
+    tolerance = _LOST_ACCURACY if tolerance is None else tolerance
+    of, found = 'lost accuracy', before - after
+  else:
+    tolerance = _TOLERANCE if tolerance is None else tolerance
+    of, found = 'max_logit_difference / largest_logit', difference / largest
+  # What is not finite is no less than anything.
+  if not (found <= tolerance and np.isfinite(logits).all()):
+    raise _Unfaithful(
+      f'differs from the {task.request.of} by {difference:.3g} at logits up to '
+      f'{largest:.3g}, accuracy {after:.4f} for {before:.4f}; '
+      f'--tolerance={tolerance:g} ({of}) allows less'
+    )
+  return {
+    'accuracy': {
+      'data': task.data['name'],
+      'split': task.data['split'],
+      'examples': len(task.labels),
+      'before': before,
+      'after': after,
+    },
+    'check': {
+      'images': len(task.labels),
+      'top1_agreement': agreement,
+      'max_logit_difference': difference,
+      'largest_logit': largest,
+      'tolerance': tolerance,
+      'tolerance_of': of,
+    },
+  }
+
+
+def _versions(module: ModuleType) -> dict[str, str]:
+  names = (*_LIBRARIES, *getattr(module, 'LIBRARIES', ()))
+  return {
+    'python': platform.python_version(),
+    'cbkd_jax': cbkd_jax.__version__,
+    **{name: metadata.version(name) for name in names},
+  }
+
+
+def _publish(unchecked: Path, path: Path, info: Mapping[str, Any]) -> None:
+  """Gives a checked file its place; without its JSON it is not finished."""
+  with unchecked.open('rb') as file:
+    os.fsync(file.fileno())
+  description = exported.description(path)
+  description.unlink(missing_ok=True)
+  unchecked.replace(path)
+  workdir.write_json(description, info)
+
+
+def _row(info: Mapping[str, Any]) -> Sequence[str]:
+  check, accuracy = info['check'], info['accuracy']
+  return (
+    info['file'],
+    f'{info["bytes"] / 1e6:,.2f} MB',
+    f'{check["top1_agreement"]:.4f}',
+    f'{check["max_logit_difference"]:.1e}',
+    f'{accuracy["before"]:.4f}',
+    f'{accuracy["after"]:.4f}',
+  )
