@@ -368,14 +368,11 @@ def _predict_quantized(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Likewise, of the network as an int8 export has it."""
   exp = run.experiment
-  count = quantization.CALIBRATION_EXAMPLES
-  first = np.arange(min(count, len(run.dataset.train)))
-  ((images, _),) = run.dataset.train.batches([first])
   network = exp.network(stage, local=True)
   ranges = quantization.calibrate(
     network,
     exp.replicas.divide(variables),
-    images,
+    quantization.calibration_images(run.dataset.train),
     run.augmentation,
     exp.replicas,
     exp.config['eval_batch_size'],

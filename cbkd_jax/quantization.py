@@ -13,14 +13,20 @@ import numpy as np
 
 from cbkd_jax import sharding
 from cbkd_jax.blocks import Network, Tree, Variables
+from cbkd_jax.data import Split, Streamed
 from cbkd_jax.data.augment import Augmentation, normalise
 from cbkd_jax.models.fake_quant import Observed, Quantized, Ranges
 from cbkd_jax.replicas import Replicas
 
-SCHEMES = ('', 'int8')
-
-# Of the train split, the first ones; an export takes as many.
+# As many as an export takes if not told otherwise.
 CALIBRATION_EXAMPLES = 512
+
+
+def calibration_images(train: Split | Streamed) -> np.ndarray:
+  """uint8 images from all over a train split, which may be sorted."""
+  count = min(CALIBRATION_EXAMPLES, len(train))
+  ((images, _),) = train.batches([np.arange(count) * len(train) // count])
+  return images
 
 
 def training(network: Network, axis_name: str | None) -> Network:
