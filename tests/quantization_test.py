@@ -21,6 +21,7 @@ from cbkd_jax import (
 )
 from cbkd_jax.data.augment import normalise
 from cbkd_jax.errors import Preempted, UserError
+from cbkd_jax.models.fake_quant import Quantized
 from cbkd_jax.replicas import AXIS
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -111,6 +112,25 @@ def test_a_run_that_was_stopped_goes_on_and_says_how_it_does_in_int8(tmp_path):
   )
   assert whole['student']['quantized_accuracy'] == scores['accuracy']
   assert whole['stages'][0]['quantized_accuracy'] == scores['accuracy']
+
+
+def test_the_thaws_student_alone_is_rounded():
+  exp = experiment.build(tiny_run.values(thaw__quantize='int8'))
+  augmentation = experiment.plan_augmentation(exp.config)
+  specs = [exp.spec(stage, augmentation) for stage in exp.stages]
+  *frozen, thaw = specs
+  for network in (
+    *(spec.student for spec in frozen),
+    *(spec.teacher for spec in specs),
+    exp.teacher_spec(augmentation).student,
+  ):
+    assert not any(isinstance(part, Quantized) for part in network.parts)
+  plain = exp.network(exp.stages[-1])
+  assert thaw.student.parts == tuple(Quantized(p, AXIS) for p in plain.parts)
+  values = tiny_run.values(thaw__quantize='int8', sync_batch_norm=False)
+  exp = experiment.build(values)
+  thaw = exp.spec(exp.stages[-1], augmentation)
+  assert {part.axis_name for part in thaw.student.parts} == {None}
 
 
 def test_what_can_not_be_rounded_is_refused():

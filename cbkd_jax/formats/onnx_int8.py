@@ -45,17 +45,16 @@ def quantize(source: Path, target: Path, images: np.ndarray) -> dict[str, Any]:
   from onnxruntime.quantization import shape_inference
 
   with tempfile.TemporaryDirectory() as directory:
-    plain, ready = (Path(directory) / name for name in ('plain', 'ready'))
-    model = onnx.load(source)
-    _simplify(model)
-    onnx.save(model, plain)
-    # Fuses what follows a layer into it. Shapes beyond ONNX's own inference
-    # would take one more library.
-    shape_inference.quant_pre_process(plain, ready, skip_symbolic_shape=True)
+    ready = Path(directory) / 'ready.onnx'
+    # Infers shapes; what can be fused has been, and other than ONNX's own
+    # inference would take one more library.
+    shape_inference.quant_pre_process(
+      source, ready, skip_optimization=True, skip_symbolic_shape=True
+    )
     quantization.quantize_static(
       ready,
       target,
-      _reader(model.graph.input[0].name, images),
+      _reader(onnx.load(source).graph.input[0].name, images),
       per_channel=True,
       weight_type=quantization.QuantType.QInt8,
       activation_type=quantization.QuantType.QUInt8,
@@ -75,25 +74,6 @@ def quantize(source: Path, target: Path, images: np.ndarray) -> dict[str, Any]:
     'float_layers': [],
     'float32_bytes': source.stat().st_size,
   }
-
-
-def _simplify(model: Any) -> None:
-  """Says in the quantizer's words what it would not understand."""
-  from onnx import numpy_helper
-
-  arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-  zeros = {n for n, x in arrays.items() if x.size == 1 and not x.any()}
-  for node in model.graph.node:
-    # Both are no more than an unusual way to write it.
-    if node.op_type == 'Max' and len(node.input) == 2:
-      others = [name for name in node.input if name not in zeros]
-      if len(others) == 1:
-        node.op_type = 'Relu'
-        node.input[:] = others
-    elif node.op_type == 'Gemm' and list(node.input)[2:3] in [
-      [z] for z in zeros
-    ]:
-      del node.input[2]
 
 
 def _shift(model: Any) -> None:
