@@ -6,10 +6,11 @@ another one with the same interface, which is how a stage's hybrid of teacher
 and student blocks comes about: slicing two tuples, twice.
 """
 
+import contextlib
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ Tree = Any
 KEPT = 'unit'
 RECOMPUTING = contextvars.ContextVar('recomputing', default=False)
 
-# Whether what is traced goes into a file, for any backend.
+# Whether what is traced is to be the same program on every backend.
 SHIPPING = contextvars.ContextVar('shipping', default=False)
 
 
@@ -336,6 +337,16 @@ def _apply(
     return part.apply(variables, x, train=False), {}
   finally:
     RECOMPUTING.reset(before)
+
+
+@contextlib.contextmanager
+def shipping() -> Iterator[None]:
+  """What is traced inside is the same program on every backend."""
+  before = SHIPPING.set(True)
+  try:
+    yield
+  finally:
+    SHIPPING.reset(before)
 
 
 def view(outputs: Sequence[Any]) -> View:

@@ -23,7 +23,7 @@ from cbkd_jax import (
   trees,
   workdir,
 )
-from cbkd_jax.blocks import SHIPPING, Array, Network, Tree, Variables
+from cbkd_jax.blocks import Array, Network, Tree, Variables
 from cbkd_jax.data import augment
 from cbkd_jax.data.augment import Augmentation
 from cbkd_jax.models import folded
@@ -161,14 +161,19 @@ def _of(
   network = network_of(model)
   shape = tuple(model['input_shape'])
   variables = checkpoints.read_variables(weights, blocks.shapes(network, shape))
-  if fold:
-    variables = folded.fold(variables, folded.find(network, shape))
+  norms = folded.find(network, shape) if fold else None
+  if norms is not None:
+    variables = folded.fold(variables, norms)
   arrays = jax.tree.map(np.asarray, trees.from_variables(variables))
-  return of_arrays(model, arrays, normalise=normalise, fold=fold)
+  return of_arrays(model, arrays, normalise=normalise, norms=norms)
 
 
 def of_arrays(
-  model: Mapping[str, Any], arrays: Tree, *, normalise: bool, fold: bool
+  model: Mapping[str, Any],
+  arrays: Tree,
+  *,
+  normalise: bool,
+  norms: tuple[Norm, ...] | None,
 ) -> Deployed:
   """The deployed network of a description and its arrays.
 
@@ -176,10 +181,9 @@ def of_arrays(
     model: as `Deployed.model`.
     arrays: as `Deployed.arrays`.
     normalise: whether it is to normalise its images itself.
-    fold: whether normalisations have been folded in these arrays.
+    norms: as `Deployed.norms`.
   """
   network = network_of(model)
-  norms = folded.find(network, tuple(model['input_shape'])) if fold else None
   names = trees.part_names(len(network.blocks))
   augmentation = Augmentation(
     0, False, tuple(model['mean']), tuple(model['std'])
@@ -192,15 +196,11 @@ def of_arrays(
         for kind in ('params', 'batch_stats')
       )
     )
-    before = SHIPPING.set(True)
-    try:
-      with jax.default_matmul_precision('highest'):
-        if normalise:
-          images = augment.normalise(images, augmentation)
-        if norms is None:
-          return blocks.logits(network, variables, images)
-        return folded.logits(network, norms, variables, images)
-    finally:
-      SHIPPING.reset(before)
+    with blocks.shipping(), jax.default_matmul_precision('highest'):
+      if normalise:
+        images = augment.normalise(images, augmentation)
+      if norms is None:
+        return blocks.logits(network, variables, images)
+      return folded.logits(network, norms, variables, images)
 
   return Deployed(function, arrays, model, normalise, norms)

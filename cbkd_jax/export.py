@@ -24,7 +24,7 @@ def main() -> None:
 
   from cbkd_jax import formats
 
-  formats.check(values.format)
+  formats.check(values.format, int8=values.quantize == 'int8')
 
   # Seconds to import, which neither help nor a wrong flag should cost.
   import rich.console

@@ -83,10 +83,13 @@ def load(path: str | Path) -> Exported:
       'cbkd_jax.export writes both'
     )
   info = workdir.read_json(beside)
-  if sha256(path) != info['sha256']:
+  if not isinstance(info, dict) or info.get('format') not in formats.FORMATS:
+    raise UserError(
+      f'{beside}: must name a format of {", ".join(formats.FORMATS)}'
+    )
+  if sha256(path) != info.get('sha256'):
     raise UserError(
       f'{path}: its SHA-256 is not that in {beside.name}: damaged, or another '
       'file; export it again'
     )
-  formats.require([info['format']], int8=False)
   return Exported(info, formats.module(info['format']).load(path, info))

@@ -128,7 +128,9 @@ def export(
     UserError: no finished run, no data, a library is missing; or a file does
       not agree with the network and was not kept, while the others were.
   """
-  formats.require(request.formats, int8=bool(request.quantize))
+  formats.check(request.formats, int8=bool(request.quantize))
+  for name in request.formats:
+    formats.module(name)  # a library that is missing is missed at once
   if buckets.is_bucket(directory):
     raise UserError(
       f'--workdir={directory}: files are exported to a disk; copy the run'

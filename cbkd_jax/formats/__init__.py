@@ -9,11 +9,13 @@ Each module has
 
 and may have
 
-  write_int8(deployed, path, images): the same for `--quantize=int8`, by uint8
-    images of the train split; may return what it did, for the JSON;
   LIBRARIES: names of distributions whose versions the JSON is to tell;
-  require(): raises a `UserError` that names the extra to install, where a
-    library is missing. Importing a module imports none that are optional.
+  write_int8(deployed, path, images): of those in INT8, the same for
+    `--quantize=int8`, by uint8 images of the train split; may return what it
+    did, for the JSON.
+
+A module is imported only if its format is asked for. One whose library is not
+installed raises a `UserError` then, which names the extra to install.
 """
 
 import importlib
@@ -23,43 +25,37 @@ from types import ModuleType
 from cbkd_jax.errors import UserError, nearest
 
 FORMATS = ('stablehlo', 'onnx', 'tflite', 'safetensors')
+INT8 = ('onnx',)
 
 
-def check(names: Sequence[str]) -> None:
-  """Refuses names that are no formats.
+def check(names: Sequence[str], int8: bool = False) -> None:
+  """Refuses what can't be exported.
+
+  Args:
+    names: of formats.
+    int8: whether they are to be quantised.
 
   Raises:
     UserError: naming the first, and those that there are.
   """
+  flag = f'--format={",".join(names)}'
   for name in names or ['']:
     if name not in FORMATS:
       raise UserError(
-        f"--format={','.join(names)}: '{name}' is not known"
-        f'{nearest(name, FORMATS)}; known: {", ".join(FORMATS)}'
+        f"{flag}: '{name}' is not known{nearest(name, FORMATS)}; known: "
+        + ', '.join(FORMATS)
+      )
+    if int8 and name not in INT8:
+      raise UserError(
+        f'{flag}: {name} has no --quantize=int8; those that have: '
+        + ', '.join(INT8)
       )
 
 
 def module(name: str) -> ModuleType:
-  """The format's module; no other one is imported."""
-  return importlib.import_module(f'{__name__}.{name}')
-
-
-def require(names: Sequence[str], int8: bool) -> None:
-  """Refuses formats that can't be written.
-
-  Args:
-    names: of the formats.
-    int8: whether they are to be quantised.
+  """The format's module.
 
   Raises:
-    UserError: a library is missing, or the format has no int8.
+    UserError: it needs a library that is not installed.
   """
-  for name in names:
-    if int8 and not hasattr(module(name), 'write_int8'):
-      able = [n for n in FORMATS if hasattr(module(n), 'write_int8')]
-      raise UserError(
-        f'--quantize=int8: not possible with --format={name}, only with '
-        + ', '.join(able)
-      )
-    if hasattr(module(name), 'require'):
-      module(name).require()
+  return importlib.import_module(f'{__name__}.{name}')

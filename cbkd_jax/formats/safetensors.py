@@ -19,6 +19,7 @@ from safetensors.numpy import save
 from cbkd_jax import deployed as deployed_
 from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
+from cbkd_jax.models.folded import Norm
 
 SUFFIX = '.safetensors'
 LIBRARIES = ('safetensors',)
@@ -39,7 +40,7 @@ def write(deployed: Deployed, path: Path) -> None:
   description = {
     'model': deployed.model,
     'normalised': deployed.normalised,
-    'folded': deployed.norms is not None,
+    'norms': deployed.norms,
   }
   content = save(
     {name: np.ascontiguousarray(array) for name, array in arrays.items()},
@@ -68,11 +69,12 @@ def read(path: Path) -> Deployed:
       'writes such files'
     )
   description = json.loads(metadata[_KEY])
+  norms = description['norms']
   return deployed_.of_arrays(
     description['model'],
     traverse_util.unflatten_dict(arrays, sep='/'),
     normalise=description['normalised'],
-    fold=description['folded'],
+    norms=None if norms is None else tuple(map(Norm.from_json, norms)),
   )
 
 

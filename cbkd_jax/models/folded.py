@@ -41,6 +41,12 @@ class Norm(NamedTuple):
   epsilon: float
   into: Place | None
 
+  @classmethod
+  def from_json(cls, found: Sequence[Any]) -> 'Norm':
+    """What JSON makes of one: lists where there were tuples."""
+    place, epsilon, into = found
+    return cls(tuple(place), epsilon, into and tuple(into))
+
 
 def find(
   network: Network, image_shape: tuple[int, int, int]
@@ -69,9 +75,10 @@ def find(
 
   # Two images: an axis of one might be dropped and added again.
   images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-  traced = jax.make_jaxpr(functools.partial(_logits, network, mark))(
-    blocks.shapes(network, image_shape), images
-  ).jaxpr
+  with blocks.shipping():
+    traced = jax.make_jaxpr(functools.partial(_logits, network, mark))(
+      blocks.shapes(network, image_shape), images
+    ).jaxpr
   readers = Counter(id(v) for eqn in traced.eqns for v in eqn.invars)
   readers.update(id(v) for v in traced.outvars)
   named = [eqn for eqn in traced.eqns if eqn.primitive.name == 'name']

@@ -131,11 +131,11 @@ class VisionBlock(nn.Module):
       dtype=self.dtype,
       name='patch_embed',
     )(x)
-    patches = patches.reshape(len(x), -1, self.width)
+    patches = patches.reshape(x.shape[0], -1, self.width)
     init, count = layers.SMALL_INIT, 1 + patches.shape[1]
     token = self.param('cls_token', init, (1, 1, self.width))
     positions = self.param('pos_embed', init, (1, count, self.width))
-    token = jnp.broadcast_to(token, (len(x), 1, self.width))
+    token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
     tokens = jnp.concatenate([token.astype(self.dtype), patches], axis=1)
     return tokens + positions.astype(self.dtype)
 
