@@ -6,6 +6,7 @@ are fast at (`onnx_fusion`).
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from jax.extend import core
 
 from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
-from cbkd_jax.formats import onnx_fusion
+from cbkd_jax.formats import onnx_fusion, onnx_int8
 from cbkd_jax.formats.onnx_graph import Graph, Tensor
 from cbkd_jax.formats.onnx_rules import RULES, WORDS
 
@@ -53,6 +54,30 @@ def write(deployed: Deployed, path: Path) -> None:
   model = convert(deployed)
   onnx.checker.check_model(model, full_check=True)
   onnx.save(model, path)
+
+
+def write_int8(
+  deployed: Deployed, path: Path, images: np.ndarray
+) -> dict[str, Any]:
+  """Writes a network whose layers compute in 8-bit integers.
+
+  Args:
+    deployed: the network.
+    path: the file; inputs and output as in `write`.
+    images: to calibrate by, uint8 `[examples, height, width, channels]`.
+
+  Returns:
+    What was done, for the JSON.
+
+  Raises:
+    UserError: as in `write`.
+  """
+  with tempfile.TemporaryDirectory() as directory:
+    plain = Path(directory) / 'plain.onnx'
+    write(deployed, plain)
+    done = onnx_int8.quantize(plain, path, INPUT, deployed.prepare(images))
+  aware = 'quantize' in deployed.model
+  return {**done, 'trained': 'with rounding' if aware else 'in float'}
 
 
 def load(
