@@ -10,7 +10,7 @@ import dataclasses
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -24,10 +24,10 @@ import cbkd_jax
 from cbkd_jax import (
   blocks,
   buckets,
-  data,
   deployed,
   experiment,
   exported,
+  faithful,
   finished_run,
   formats,
   summary,
@@ -36,14 +36,7 @@ from cbkd_jax import (
 from cbkd_jax.data.framing import Framing
 from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
-
-# Of the largest logit: float32 rounding of a deep network in another order.
-_TOLERANCE = 1e-4
-# What int8 may cost, as a fraction of the test images.
-_LOST_ACCURACY = 0.02
-# Most sets' whole test splits; one that is streamed has large images.
-_EXAMPLES, _STREAMED_EXAMPLES = 10_000, 1_000
-_BATCH = 100
+from cbkd_jax.faithful import Reference
 
 _UNCHECKED = '.unchecked'
 _COLUMNS = (
@@ -64,10 +57,8 @@ class Request:
     fold: multiply normalisations into the layers before them.
     quantize: '' or 'int8'.
     calibration: how many train images int8 is calibrated by.
-    examples: test images that each file is run on, at most; None: 10,000, or
-      1,000 that are streamed.
-    tolerance: the largest difference of a logit, as a share of the largest
-      logit; of int8 the loss of accuracy, as a fraction. None: 1e-4, or 0.02.
+    examples: test images that each file is run on, see `faithful.chosen`.
+    tolerance: see `faithful.judge`.
     data_dir: where the data are, as data.dir; None: as the config says.
   """
 
@@ -90,25 +81,17 @@ class Task:
     request: what was asked for.
     network: as it is to be written.
     params: trainable parameters of the network before anything was folded.
-    images: of the test split, uint8.
-    labels: theirs.
-    logits: of the network that the run has saved, nothing folded.
+    reference: what files are compared with: the network, nothing folded.
     calibration: images of the train split, uint8; of int8 only.
-    data: what the JSON says of the data.
+    framing: what evaluation does with an image.
   """
 
   request: Request
   network: Deployed
   params: int
-  images: np.ndarray
-  labels: np.ndarray
-  logits: np.ndarray
+  reference: Reference
   calibration: np.ndarray | None
-  data: Mapping[str, Any]
-
-
-class _Unfaithful(Exception):
-  """A file that does not do what the network does."""
+  framing: Framing
 
 
 def export(
@@ -128,16 +111,14 @@ def export(
     UserError: no finished run, no data, a library is missing; or a file does
       not agree with the network and was not kept, while the others were.
   """
-  formats.check(request.formats, int8=bool(request.quantize))
-  for name in request.formats:
-    formats.module(name)  # a library that is missing is missed at once
+  formats.require(request.formats, int8=bool(request.quantize))
   if buckets.is_bucket(directory):
     raise UserError(
       f'--workdir={directory}: files are exported to a disk; copy the run'
     )
   task = _prepare(directory, request)
   table = summary.new_table(
-    f'{directory / "export"}, {len(task.labels):,} test images'
+    f'{directory / "export"}, {len(task.reference.labels):,} test images'
   )
   table.add_column('file', no_wrap=True)
   for name in _COLUMNS:
@@ -148,7 +129,7 @@ def export(
       path = directory / 'export' / _file_name(request, formats.module(name))
       try:
         info = _write(task, name, unchecked / path.name)
-      except _Unfaithful as error:
+      except faithful.Unfaithful as error:
         failures.append(f'{path.name} {error}')
         continue
       _publish(unchecked / path.name, path, info)
@@ -177,51 +158,27 @@ def _prepare(directory: Path, request: Request) -> Task:
   if request.data_dir is not None:
     fields = {**fields, 'dir': request.data_dir}
   dataset = experiment.load_data({**values, 'data': fields})
-  streams = isinstance(dataset.test, data.Streamed)
-  count = request.examples or (_STREAMED_EXAMPLES if streams else _EXAMPLES)
-  images, labels = _spread(dataset.test, count)
+  images, labels = faithful.chosen(dataset.test, request.examples)
   run = jax.jit(saved.function)
   return Task(
     request=request,
     network=network,
     params=blocks.count_params(saved.arrays['params']),
-    images=images,
-    labels=labels,
-    logits=_logits(lambda x: np.asarray(run(saved.arrays, x)), images),
-    calibration=_spread(dataset.train, request.calibration)[0]
+    reference=Reference(
+      of=request.of,
+      dataset=dataset.name,
+      split=fields['test_split'],
+      images=images,
+      labels=labels,
+      logits=faithful.logits_of(
+        lambda x: np.asarray(run(saved.arrays, x)), images
+      ),
+    ),
+    calibration=faithful.spread(dataset.train, request.calibration)[0]
     if request.quantize
     else None,
-    data={
-      'name': dataset.name,
-      'split': fields['test_split'],
-      'framing': Framing.of(fields).as_json(),
-    },
+    framing=Framing.of(fields),
   )
-
-
-def _spread(
-  split: data.Split | data.Streamed, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """`count` images and labels from all over a split, which may be sorted."""
-  count = min(count, len(split))
-  positions = np.arange(count) * len(split) // count
-  ((images, labels),) = split.batches([positions])
-  return images, labels
-
-
-def _logits(
-  run: Callable[[np.ndarray], np.ndarray], images: np.ndarray
-) -> np.ndarray:
-  """The logits of all images, in batches of two sizes.
-
-  The first image comes alone: a file must take any number. The last batch is
-  filled up with its last image: nothing is compiled for a rest.
-  """
-  found = [run(images[:1])]
-  for start in range(1, len(images), _BATCH):
-    positions = np.arange(start, start + _BATCH)
-    found.append(run(images[np.minimum(positions, len(images) - 1)]))
-  return np.concatenate(found)[: len(images)].astype(np.float64)
 
 
 @contextlib.contextmanager
@@ -250,7 +207,7 @@ def _write(task: Task, name: str, path: Path) -> dict[str, Any]:
     What the JSON is to say.
 
   Raises:
-    _Unfaithful: the file is not what it should be.
+    Unfaithful: the file is not what it should be.
   """
   module, quantization = formats.module(name), None
   if task.request.quantize:
@@ -272,7 +229,13 @@ def _write(task: Task, name: str, path: Path) -> dict[str, Any]:
     'versions': _versions(module),
   }
   file = exported.Exported(info, module.load(path, info))
-  return {**info, **_judge(task, _logits(file.logits, task.images))}
+  judged = faithful.judge(
+    task.reference,
+    faithful.logits_of(file.logits, task.reference.images),
+    int8=bool(task.request.quantize),
+    tolerance=task.request.tolerance,
+  )
+  return {**info, **judged}
 
 
 def _signature(task: Task) -> dict[str, Any]:
@@ -291,7 +254,7 @@ def _signature(task: Task) -> dict[str, Any]:
       'normalisation': exported.INCLUDED
       if network.normalised
       else {'scale': 1 / 255, 'mean': mean, 'std': std},
-      'framing': task.data['framing'],
+      'framing': task.framing.as_json(),
     },
     'output': {'shape': ['batch', len(classes)], 'logits': 'float32'},
     'classes': classes,
@@ -300,58 +263,6 @@ def _signature(task: Task) -> dict[str, Any]:
       **model,
       'params': task.params,
       'batch_norms_folded': norms and sum(n.into is not None for n in norms),
-    },
-  }
-
-
-def _judge(task: Task, logits: np.ndarray) -> dict[str, Any]:
-  """Compares what a file says with what the network says.
-
-  Args:
-    task: holds the network's logits.
-    logits: the file's, `[examples, classes]`.
-
-  Returns:
-    'accuracy' and 'check', for the JSON.
-
-  Raises:
-    _Unfaithful: they differ too much.
-  """
-  before, after = (
-    float(np.mean(x.argmax(-1) == task.labels)) for x in (task.logits, logits)
-  )
-  largest = float(np.abs(task.logits).max())
-  difference = float(np.abs(logits - task.logits).max())
-  agreement = float(np.mean(logits.argmax(-1) == task.logits.argmax(-1)))
-  tolerance = task.request.tolerance
-  if task.request.quantize:
-    tolerance = _LOST_ACCURACY if tolerance is None else tolerance
-    of, found = 'lost accuracy', before - after
-  else:
-    tolerance = _TOLERANCE if tolerance is None else tolerance
-    of, found = 'max_logit_difference / largest_logit', difference / largest
-  # What is not finite is no less than anything.
-  if not (found <= tolerance and np.isfinite(logits).all()):
-    raise _Unfaithful(
-      f'differs from the {task.request.of} by {difference:.3g} at logits up to '
-      f'{largest:.3g}, accuracy {after:.4f} for {before:.4f}; '
-      f'--tolerance={tolerance:g} ({of}) allows less'
-    )
-  return {
-    'accuracy': {
-      'data': task.data['name'],
-      'split': task.data['split'],
-      'examples': len(task.labels),
-      'before': before,
-      'after': after,
-    },
-    'check': {
-      'images': len(task.labels),
-      'top1_agreement': agreement,
-      'max_logit_difference': difference,
-      'largest_logit': largest,
-      'tolerance': tolerance,
-      'tolerance_of': of,
     },
   }
 

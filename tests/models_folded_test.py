@@ -34,9 +34,8 @@ def whole(name: str):
 # A network, its images, how many normalisations are folded, and those that
 # follow a sum, a concatenation, or what another layer reads, too.
 CASES = {
-  'resnet': (lambda: whole('resnet8'), (8, 8, 3), 9, []),
-  'bottleneck': (lambda: block_of('resnet50', 1, 1), (4, 4, 6), 4, []),
-  'vgg': (lambda: whole('vgg8'), (8, 8, 3), 5, []),
+  'resnet': (lambda: block_of('resnet8', 1, 1), (4, 4, 6), 3, []),
+  'vgg': (lambda: block_of('vgg8', 1, 1), (4, 4, 6), 1, []),
   # Its first unit adds what the stem gives: nothing may be done to that.
   'wrn': (
     lambda: whole('wrn_10_1'),
@@ -59,7 +58,6 @@ CASES = {
   ),
   # Depthwise convolutions among them; the last is the head's.
   'MobileNetV2': (lambda: block_of('MobileNetV2', 1, 1), (4, 4, 6), 4, []),
-  'mobilenet_v2': (lambda: block_of('mobilenet_v2', 0, 2), (8, 8, 3), 7, []),
   # Grouped and shuffled.
   'ShuffleV1': (lambda: block_of('ShuffleV1', 1, 1), (4, 4, 24), 3, []),
   'ShuffleV2': (lambda: block_of('ShuffleV2', 1, 1), (4, 4, 12), 6, []),

@@ -59,3 +59,18 @@ def module(name: str) -> ModuleType:
     UserError: it needs a library that is not installed.
   """
   return importlib.import_module(f'{__name__}.{name}')
+
+
+def require(names: Sequence[str], int8: bool = False) -> None:
+  """Refuses what can't be exported, or not here.
+
+  Args:
+    names: of formats.
+    int8: whether they are to be quantised.
+
+  Raises:
+    UserError: as `check` does, or a library is not installed.
+  """
+  check(names, int8)
+  for name in names:
+    module(name)
