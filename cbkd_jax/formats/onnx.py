@@ -1,33 +1,31 @@
 """ONNX: for onnxruntime and whatever else reads ONNX files.
 
-The program is JAX's own trace, operation by operation (`onnx_rules`), in the
-order of axes that convolutions want (`onnx_graph`), in the words that runtimes
-are fast at (`onnx_fusion`).
+The program is JAX's own trace, operation by operation (`onnx_elementwise`,
+`onnx_axes`, `onnx_layers`), in the order of axes that convolutions want
+(`onnx_graph`), in the words that runtimes are fast at (`onnx_fusion`).
 """
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax import export
-from jax.extend import core
 
+import cbkd_jax
 from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
-from cbkd_jax.formats import onnx_fusion, onnx_int8
-from cbkd_jax.formats.onnx_graph import Graph, Tensor
-from cbkd_jax.formats.onnx_rules import RULES, WORDS
+from cbkd_jax.formats import onnx_int8, onnx_trace
+from cbkd_jax.formats.onnx_graph import Graph, Node
 
 try:
   import onnx
   import onnxruntime
 except ImportError as error:
   raise UserError(
-    f"the format 'onnx' needs {error.name}: pip install '.[onnx]'"
+    f"the format 'onnx' needs {error.name}; pip install onnx onnxruntime "
+    "(the extra 'onnx')"
   ) from None
 
 SUFFIX = '.onnx'
@@ -35,9 +33,7 @@ SUFFIX = '.onnx'
 # Read by onnxruntime from 1.14, TensorRT from 8.6.
 OPSET = 18
 INPUT, OUTPUT = 'images', 'logits'
-
-# The parameters in which operations hold the program that they stand for.
-_PROGRAMS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
+DETAILS = {'opset': OPSET, 'input': INPUT, 'output': OUTPUT}
 
 
 def write(deployed: Deployed, path: Path) -> None:
@@ -51,9 +47,9 @@ def write(deployed: Deployed, path: Path) -> None:
   Raises:
     UserError: an operation of the network is not known here.
   """
-  model = convert(deployed)
-  onnx.checker.check_model(model, full_check=True)
-  onnx.save(model, path)
+  found = convert(deployed)
+  onnx.checker.check_model(found, full_check=True)
+  onnx.save(found, path)
 
 
 def write_int8(
@@ -99,25 +95,48 @@ def load(
 
 def convert(deployed: Deployed) -> onnx.ModelProto:
   """A network as an ONNX model."""
-  graph, shape, classes = _graph(deployed)
+  graph, shape = onnx_trace.trace(
+    deployed.function,
+    deployed.arrays,
+    deployed.image_shape,
+    deployed.input_dtype,
+    (INPUT, OUTPUT),
+  )
+  found = model(graph, deployed.image_shape, deployed.input_dtype, shape[1:])
+  onnx.helper.set_model_props(found, _properties(deployed))
+  return found
+
+
+def model(
+  graph: Graph,
+  image_shape: Sequence[int],
+  input_dtype: Any,
+  output_shape: Sequence[int],
+) -> onnx.ModelProto:
+  """A graph as an ONNX model.
+
+  Args:
+    graph: of `onnx_trace.trace`, its names 'images' and 'logits'.
+    image_shape: without the batch.
+    input_dtype: of the images.
+    output_shape: without the batch.
+  """
   value = onnx.helper.make_tensor_value_info
-  kind = onnx.helper.np_dtype_to_tensor_dtype
-  model = onnx.helper.make_model(
+  kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(input_dtype))
+  opsets = [onnx.helper.make_opsetid('', OPSET)]
+  return onnx.helper.make_model(
     onnx.helper.make_graph(
-      [_node(n) for n in graph.nodes],
-      'student' if 'widths' in deployed.model else 'network',
-      [value(INPUT, kind(np.dtype(deployed.input_dtype)), ['batch', *shape])],
-      [value(OUTPUT, onnx.TensorProto.FLOAT, ['batch', classes])],
+      [_node(node) for node in graph.nodes],
+      'network',
+      [value(INPUT, kind, ['batch', *image_shape])],
+      [value(OUTPUT, onnx.TensorProto.FLOAT, ['batch', *output_shape])],
       [onnx.numpy_helper.from_array(a, n) for n, a in graph.constants.items()],
     ),
     producer_name='cbkd_jax',
-    opset_imports=[onnx.helper.make_opsetid('', OPSET)],
-    ir_version=onnx.helper.find_min_ir_version_for(
-      [onnx.helper.make_opsetid('', OPSET)]
-    ),
+    producer_version=cbkd_jax.__version__,
+    opset_imports=opsets,
+    ir_version=onnx.helper.find_min_ir_version_for(opsets),
   )
-  onnx.helper.set_model_props(model, _properties(deployed))
-  return model
 
 
 def _properties(deployed: Deployed) -> dict[str, str]:
@@ -131,7 +150,7 @@ def _properties(deployed: Deployed) -> dict[str, str]:
   }
 
 
-def _node(node: Any) -> onnx.NodeProto:
+def _node(node: Node) -> onnx.NodeProto:
   attributes = {
     key: onnx.helper.np_dtype_to_tensor_dtype(value)
     if isinstance(value, np.dtype)
@@ -140,114 +159,4 @@ def _node(node: Any) -> onnx.NodeProto:
   }
   return onnx.helper.make_node(
     node.op, node.inputs, [node.output], name=node.output, **attributes
-  )
-
-
-def _graph(deployed: Deployed) -> tuple[Graph, tuple[int, ...], int]:
-  """The graph, the shape of an image, and the number of classes."""
-  (batch,) = export.symbolic_shape('batch')
-  images = jax.ShapeDtypeStruct(
-    (batch, *deployed.image_shape), deployed.input_dtype
-  )
-  program = jax.make_jaxpr(deployed.function)(deployed.arrays, images)
-  arrays = [
-    constant(array, _label(place))
-    for place, array in jax.tree_util.tree_leaves_with_path(deployed.arrays)
-  ]
-  graph = Graph(INPUT)
-  order = tuple(range(4))
-  inputs = [*arrays, Tensor(images.shape, order, INPUT)]
-  (result,) = _run(graph, program, inputs)
-  name = graph.whole(result, (0, 1))
-  onnx_fusion.fuse(graph, name)
-  graph.finish(name, OUTPUT)
-  return graph, deployed.image_shape, result.shape[1]
-
-
-def constant(array: Any, name: str) -> Tensor:
-  """An array of the program."""
-  array = np.asarray(array)
-  return Tensor(array.shape, tuple(range(array.ndim)), name, array)
-
-
-def _label(place: tuple[Any, ...]) -> str:
-  """`block_0/stem/conv/kernel`, of the array's place in `Deployed.arrays`."""
-  return '/'.join(str(key.key) for key in place[1:])
-
-
-def _run(graph: Graph, program: Any, inputs: list[Tensor]) -> list[Tensor]:
-  """Writes the nodes of a program.
-
-  Args:
-    graph: where they go.
-    program: a closed jaxpr.
-    inputs: its inputs.
-
-  Returns:
-    Its outputs.
-  """
-  jaxpr = program.jaxpr
-  values = dict(
-    zip(jaxpr.constvars, (constant(c, 'constant') for c in program.consts))
-  )
-  values.update(zip(jaxpr.invars, inputs))
-
-  def read(atom: Any) -> Tensor:
-    if isinstance(atom, core.Literal):
-      return constant(np.asarray(atom.val, atom.aval.dtype), 'scalar')
-    return values[atom]
-
-  for eqn in _needed(jaxpr):
-    found = _outputs(graph, eqn, [read(atom) for atom in eqn.invars])
-    values.update(zip(eqn.outvars, found))
-  return [read(atom) for atom in jaxpr.outvars]
-
-
-def _needed(jaxpr: Any) -> list[Any]:
-  """The equations that the program's outputs depend on."""
-  used, kept = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}, []
-  for eqn in reversed(jaxpr.eqns):
-    if used.intersection(eqn.outvars):
-      used.update(v for v in eqn.invars if not isinstance(v, core.Literal))
-      kept.append(eqn)
-  return kept[::-1]
-
-
-def _outputs(graph: Graph, eqn: Any, inputs: list[Tensor]) -> list[Tensor]:
-  """The outputs of an equation."""
-  name = eqn.primitive.name
-  for key in _PROGRAMS:
-    if key in eqn.params:
-      inner = eqn.params[key]
-      if not hasattr(inner, 'consts'):
-        inner = core.ClosedJaxpr(inner, ())
-      return _run(graph, inner, inputs)
-  if name == 'optimization_barrier':
-    return inputs
-  if name not in RULES:
-    raise UserError(
-      f"the format 'onnx' does not know the operation '{name}' of JAX, which "
-      'this network has'
-    )
-  (out,) = (v.aval for v in eqn.outvars)
-  try:
-    if name not in WORDS and _is_constant(out, inputs):
-      return [constant(_value(eqn, inputs), name)]
-    return [RULES[name](graph, eqn.params, out, *inputs)]
-  except NotImplementedError as error:
-    raise UserError(
-      f"the format 'onnx' can't express an operation of this network: {error}"
-    ) from None
-
-
-def _is_constant(out: Any, inputs: list[Tensor]) -> bool:
-  return all(isinstance(n, int) for n in out.shape) and all(
-    x.array is not None and not x.thin for x in inputs
-  )
-
-
-def _value(eqn: Any, inputs: list[Tensor]) -> np.ndarray:
-  """What an equation of constants gives."""
-  return np.asarray(
-    eqn.primitive.bind(*(x.array for x in inputs), **eqn.params)
   )

@@ -11,7 +11,6 @@ import numpy as np
 
 from cbkd_jax.formats.onnx_graph import Graph, Node
 
-
 _ALONE = ('Add', 'Mul', 'Sqrt', 'Reciprocal')
 
 
@@ -126,9 +125,11 @@ def _biases(reader: _Reader, node: Node) -> None:
   for op, after in (('Conv', 2), ('Gemm', 0)):
     for layer, other in reader.pair(node, op, once=True):
       bias = reader.array(other)
-      if bias is None or len(layer.inputs) > 2:
+      weights = reader.array(layer.inputs[1])
+      if bias is None or weights is None or len(layer.inputs) > 2:
         continue
-      if bias.shape == (bias.size,) + (1,) * after:
+      outputs = weights.shape[0 if op == 'Conv' else 1]
+      if bias.shape == (outputs,) + (1,) * after:
         name = reader.graph.constant(bias.reshape(-1), other)
         _become(node, op, [*layer.inputs, name], **layer.attributes)
         return

@@ -250,3 +250,16 @@ def usual_order(order: Sequence[int], rank: int) -> tuple[int, ...]:
     if [a for a in usual if a in order] == list(order):
       return usual
   return (*order, *(a for a in range(rank) if a not in order))
+
+
+def common_order(rank: int, inputs: Sequence[Tensor]) -> tuple[int, ...]:
+  """The order that costs least: that of most axes, then the usual one."""
+  natural = tuple(range(rank))
+  found = [x for x in inputs if x.array is None and len(x.shape) == rank]
+  if not found:
+    return natural
+  # Of two images the one that convolutions have written; of two others the one
+  # that JAX has written.
+  return max(
+    found, key=lambda x: (len(x.full), (x.order == natural) != (rank == 4))
+  ).order
