@@ -290,8 +290,8 @@ def _size_in_float(info: Mapping[str, Any]) -> str:
   """How large an int8 file is beside the same network in float32."""
   size, before = info['bytes'], info['quantization']['float32_bytes']
   return (
-    f'{info["file"]}: {size:,} bytes, {before / size:.2f}x smaller than in '
-    f'float32 ({before:,})'
+    f'{info["file"]}: {size:,} bytes, {size / before:.2f} of the '
+    f'{before:,} in float32'
   )
 
 
