@@ -224,7 +224,8 @@ def _write(task: Task, name: str, path: Path) -> dict[str, Any]:
     'file': path.name,
     'sha256': exported.sha256(path),
     'bytes': path.stat().st_size,
-    **_signature(task),
+    **_signature(task, getattr(module, 'BATCH', 'batch')),
+    'details': dict(getattr(module, 'DETAILS', {})),
     'quantization': quantization,
     'versions': _versions(module),
   }
@@ -238,8 +239,13 @@ def _write(task: Task, name: str, path: Path) -> dict[str, Any]:
   return {**info, **judged}
 
 
-def _signature(task: Task) -> dict[str, Any]:
-  """What goes in and out, and what is between."""
+def _signature(task: Task, batch: int | str) -> dict[str, Any]:
+  """What goes in and out, and what is between.
+
+  Args:
+    task: the export.
+    batch: how many images the file takes; a name for any number.
+  """
   network, model = task.network, dict(task.network.model)
   classes, mean, std = (
     list(model.pop(name)) for name in ('class_names', 'mean', 'std')
@@ -248,7 +254,7 @@ def _signature(task: Task) -> dict[str, Any]:
   norms = network.norms
   return {
     'input': {
-      'shape': ['batch', *image_shape],
+      'shape': [batch, *image_shape],
       'dtype': network.input_dtype,
       'layout': 'NHWC',
       'normalisation': exported.INCLUDED
@@ -256,7 +262,7 @@ def _signature(task: Task) -> dict[str, Any]:
       else {'scale': 1 / 255, 'mean': mean, 'std': std},
       'framing': task.framing.as_json(),
     },
-    'output': {'shape': ['batch', len(classes)], 'logits': 'float32'},
+    'output': {'shape': [batch, len(classes)], 'logits': 'float32'},
     'classes': classes,
     'model': {
       'of': task.request.of,

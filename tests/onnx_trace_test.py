@@ -12,6 +12,7 @@ from cbkd_jax.errors import UserError
 from cbkd_jax.formats import onnx_trace
 
 onnx = pytest.importorskip('onnx', reason="needs onnx, the extra 'onnx'")
+pytest.importorskip('onnxruntime', reason="needs it, the extra 'onnx'")
 format_ = pytest.importorskip('cbkd_jax.formats.onnx')
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -29,7 +30,7 @@ def conv(x, kernel, stride=1, padding=1, groups=1, dilation=1):
     x,
     kernel,
     (stride,) * 2,
-    ((padding,) * 2,) * 2,
+    ((padding - 1, padding + 1), (padding, padding)),
     rhs_dilation=(dilation,) * 2,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=groups,
@@ -169,6 +170,11 @@ CASES = {
     (),
     'ReduceSum ReduceMean Mul',
   ),
+  'a sum, divided by something else': (
+    lambda x: x.sum((1, 2)) / 7,
+    (),
+    'ReduceSum Div',
+  ),
   'extrema': (
     lambda x: x.max(1) - x.min(1, keepdims=True)[:, 0],
     (),
@@ -203,6 +209,19 @@ CASES = {
     (array(1, 3),),
     'Shape Concat Expand',
   ),
+  'constant, computed with and repeated': (
+    lambda x, a: jnp.exp(jnp.broadcast_to(a, (x.shape[0], 3))),
+    (array(1, 3),),
+    'Exp Unsqueeze Shape Concat Expand',
+  ),
+  'two of an axis, one of another': (
+    lambda x: jnp.squeeze(
+      jax.lax.slice_in_dim(jax.lax.slice_in_dim(x, 0, 1, axis=1), 2, 4, axis=3),
+      1,
+    ),
+    (),
+    'Slice Slice Squeeze',
+  ),
   'dense': (
     lambda x, k, b: x.mean((1, 2)) @ k + b,
     (MATRIX, array(1, 6)),
@@ -222,6 +241,12 @@ CASES = {
     lambda x, a, b: layer_norm(tokens(x), a, b, -1),
     (array(1, 1, 4), array(1, 1, 4)),
     'Reshape LayerNormalization',
+  ),
+  'layer norm among images': (
+    lambda x, k, a, b: layer_norm(conv(x, k), a, b, -1),
+    (KERNEL, VECTOR, VECTOR),
+    'Transpose Conv ReduceMean Sub Mul ReduceMean Add Sqrt Reciprocal Mul Mul '
+    'Add Transpose',
   ),
   'norm over another axis': (
     lambda x, a, b: layer_norm(tokens(x), a, b, 1),

@@ -10,6 +10,8 @@ Each module has
 and may have
 
   LIBRARIES: names of distributions whose versions the JSON is to tell;
+  BATCH: how many images the file takes at a time, where not any number;
+  DETAILS: what else the JSON is to tell;
   write_int8(deployed, path, images): of those in INT8, the same for
     `--quantize=int8`, by uint8 images of the train split; may return what it
     did, for the JSON, and 'float32_bytes', the size of such a file in float32.

@@ -29,6 +29,7 @@ except ImportError as error:
   ) from None
 
 SUFFIX = '.onnx'
+LIBRARIES = ('onnx', 'onnxruntime')
 
 # Read by onnxruntime from 1.14, TensorRT from 8.6.
 OPSET = 18

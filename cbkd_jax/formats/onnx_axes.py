@@ -208,7 +208,7 @@ def _pad(
     raise NotImplementedError('pad with negative or inner padding')
   pads = [side[a] for side in (low, high) for a in x.order]
   names = [graph.plain(x).name, graph.integers(pads)]
-  names.append(graph.broadcast(value, ())[0])
+  names.append(graph.broadcast(value, ()))
   return Tensor(out.shape, x.order, graph.add('Pad', names, mode='constant'))
 
 

@@ -40,14 +40,13 @@ def elementwise(
     *(_without(x) for x in inputs if x.shape)
   )
   left = [a for a in order if a not in gone]
-  found = [graph.broadcast(x, left if x.shape else ()) for x in inputs]
-  lacking = min(n if x.shape else len(left) for x, (_, n) in zip(inputs, found))
+  names = [graph.broadcast(x, left if x.shape else ()) for x in inputs]
   full = frozenset().union(*(x.full for x in inputs))
   return Tensor(
     tuple(shape),
     order,
-    graph.add(op, [name for name, _ in found]),
-    absent=gone | frozenset(left[:lacking]),
+    graph.add(op, names),
+    absent=gone,
     thin=frozenset(a for a, n in enumerate(shape) if n != 1 and a not in full),
   )
 

@@ -109,11 +109,9 @@ def _picks(reader: _Reader, node: Node) -> None:
   cut = node.op == 'Squeeze' and reader.made(node.inputs[0], 'Slice')
   if not cut:
     return
-  x, *limits = cut.inputs
-  start, stop, axis, stride = (reader.array(n) for n in limits)
-  if np.array_equal(axis, reader.array(node.inputs[1])) and (
-    start.size == stride.item() == (stop - start).item() == 1
-  ):
+  x, start, _, axis, _ = cut.inputs
+  start, axis = reader.array(start), reader.array(axis)
+  if axis.size == 1 and axis == reader.array(node.inputs[1]):
     index = reader.graph.constant(start.reshape(()), 'index')
     _become(node, 'Gather', [x, index], axis=axis.item())
 

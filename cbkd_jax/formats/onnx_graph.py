@@ -103,27 +103,23 @@ class Graph:
     """The name of a constant vector of integers."""
     return self.constant(np.asarray(values, np.int64), 'integers')
 
-  def broadcast(self, tensor: Tensor, order: Sequence[int]) -> tuple[str, int]:
-    """The tensor in an order of axes, as ONNX broadcasts it by itself.
+  def broadcast(self, tensor: Tensor, order: Sequence[int]) -> str:
+    """The name of the tensor in an order of axes, as ONNX broadcasts it.
 
     Args:
       tensor: the tensor.
       order: axes; those left out are of size 1 or repeated.
-
-    Returns:
-      Its name, and how many of the axes in front it lacks.
     """
     if tensor.array is not None:
       array = _arranged(tensor.array, order)
       while array.ndim and array.shape[0] == 1:
         array = array[0]
-      name = self.constant(array, tensor.name)
-      return name, len(order) - array.ndim
+      return self.constant(array, tensor.name)
     name = self._sorted(self._only(tensor, order), order)
     missing = [i for i, axis in enumerate(order) if axis in tensor.absent]
     if missing == list(range(len(missing))):
-      return name, len(missing)
-    return self._unsqueeze(name, missing, len(order)), 0
+      return name  # those in front are added by broadcasting
+    return self._unsqueeze(name, missing, len(order))
 
   def plain(self, tensor: Tensor) -> Tensor:
     """The tensor with all its axes in the graph, at their full sizes."""

@@ -7,6 +7,7 @@ shapes of all its constants anew in every call.
 """
 
 import functools
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,11 +19,20 @@ from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
 
 SUFFIX = '.tflite'
+LIBRARIES = ('tensorflow', 'ai-edge-litert')
+
+# Looked for, not imported: TensorFlow takes seconds, and reading needs none.
+for _library in ('tensorflow', 'ai_edge_litert'):
+  if importlib.util.find_spec(_library) is None:
+    raise UserError(
+      f"the format 'tflite' needs {_library}; pip install tensorflow "
+      "ai-edge-litert (the extra 'tflite')"
+    )
 
 # How many images the file takes at a time.
 BATCH = 1
 INPUT, OUTPUT = 'images', 'logits'
-DETAILS = {'batch': BATCH, 'input': INPUT, 'output': OUTPUT}
+DETAILS = {'input': INPUT, 'output': OUTPUT}
 
 
 def write(deployed: Deployed, path: Path) -> None:
@@ -34,9 +44,13 @@ def write(deployed: Deployed, path: Path) -> None:
     path: the file.
 
   Raises:
-    UserError: TensorFlow is not installed, or can't convert the network.
+    UserError: TensorFlow can't convert the network.
   """
-  tf, jax2tf = _tensorflow()
+  # What it tells of its start is of no use here.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  import tensorflow as tf
+  from jax.experimental import jax2tf
+
   logits = jax2tf.convert(
     functools.partial(deployed.function, deployed.arrays),
     with_gradient=False,
@@ -75,13 +89,11 @@ def load(
     info: not needed.
 
   Raises:
-    UserError: LiteRT is not installed, or can't read the file.
+    UserError: LiteRT can't read the file.
   """
   del info  # The file says it.
-  try:
-    from ai_edge_litert.interpreter import Interpreter
-  except ImportError as error:
-    raise _missing(error) from None
+  from ai_edge_litert.interpreter import Interpreter
+
   try:
     interpreter = Interpreter(model_content=path.read_bytes())
     run = interpreter.get_signature_runner()
@@ -96,22 +108,3 @@ def load(
     return np.concatenate(found)
 
   return logits
-
-
-def _tensorflow() -> tuple[Any, Any]:
-  """TensorFlow, and JAX's way to it."""
-  # What it tells of its start is of no use here.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  try:
-    import tensorflow as tf
-    from jax.experimental import jax2tf
-  except ImportError as error:
-    raise _missing(error) from None
-  return tf, jax2tf
-
-
-def _missing(error: ImportError) -> UserError:
-  return UserError(
-    f"the format 'tflite' needs {error.name}; pip install tensorflow "
-    "ai-edge-litert (the extra 'tflite')"
-  )
