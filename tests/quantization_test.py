@@ -32,7 +32,7 @@ JOINT = {
   'teacher__steps': 2,
   'compression__keep': (1.0, 0.5),
   'compression__init': 'random',
-  'order': 'joint',
+  'order': 'scratch',
   'stage__steps': 2,
   'thaw__steps': 6,
   'thaw__quantize': 'int8',
@@ -81,7 +81,7 @@ def test_ranges_are_those_of_all_images():
 def test_a_run_that_was_stopped_goes_on_and_says_how_it_does_in_int8(tmp_path):
   whole = tiny_run.run(tmp_path / 'whole', JOINT)
   polls = iter([False] * 7)
-  with pytest.raises(Preempted, match=r'joint: stopped at step'):
+  with pytest.raises(Preempted, match=r'scratch: stopped at step'):
     tiny_run.run(tmp_path / 'cut', JOINT, lambda: next(polls, True))
   rest = tiny_run.run(tmp_path / 'cut', JOINT)
   assert [r['student'] for r in (whole, rest)] == [whole['student']] * 2
