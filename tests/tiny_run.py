@@ -45,7 +45,13 @@ def model(
 
 def shallow(**arguments: Any) -> Architecture:
   """The same in two blocks: one stage and the thaw, half as much to compile."""
-  return dataclasses.replace(model(**arguments), widths=(4, 8), units=(1, 1))
+  return dataclasses.replace(
+    model(**arguments),
+    widths=(4, 8),
+    units=(1, 1),
+    # After two blocks the head.
+    wiring=lambda i, units: vgg._wiring(5 if i == 2 else i, units),
+  )
 
 
 def wider(**arguments: Any) -> Architecture:
