@@ -11,18 +11,19 @@ import tempfile
 from importlib import metadata
 
 # XLA reads its flags once, when JAX first looks for devices.
+# Most of a test is compiling. Only what is known to be there: XLA aborts on a
+# flag it doesn't know.
 _FLAGS = ['--xla_force_host_platform_device_count=4']
-if metadata.version('jaxlib').startswith('0.10.'):
-  # Most of a test is compiling: the older code generator takes half as long,
-  # and so small a program isn't worth being divided among threads. Only where
-  # they are known to be there: XLA aborts on a flag it doesn't know.
-  _FLAGS += [
-    '--xla_cpu_use_fusion_emitters=false',
-    '--xla_cpu_parallel_codegen_split_count=1',
-  ]
+_JAXLIB = metadata.version('jaxlib')
+if _JAXLIB.startswith('0.10.'):
+  # The older code generator takes half as long.
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+if _JAXLIB.startswith(('0.10.', '0.11.')):
+  # So small a program isn't worth being divided among threads.
+  _FLAGS.append('--xla_cpu_parallel_codegen_split_count=1')
   if platform.machine() in ('x86_64', 'AMD64'):
-    # Short vectors take LLVM a quarter less time. Nor does it merge products
-    # and sums, so that programs round alike.
+    # Short vectors take LLVM a quarter less time; and without FMA, programs
+    # that compute the same round alike.
     _FLAGS.append('--xla_cpu_max_isa=SSE4_2')
 # Of several flags the last one counts, and the environment of a worker or of a
 # process that a test starts has them already.

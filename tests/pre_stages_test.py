@@ -22,10 +22,10 @@ STEPS = method_runs.STEPS | {'stage__steps': 4, 'thaw__steps': 4}
 MIXED = 'simkd() + ft(pre_fraction=0.5)'
 
 
-# One stage and the thaw, and two stages: half as much again to compile.
+# One stage and the thaw; or two stages: half as much again to compile.
 NETWORKS = {
-  'shallow': {
-    'teacher__model': 'tiny_run:shallow',
+  'unpooled': {
+    'teacher__model': 'tiny_run:unpooled',
     'compression__keep': (1.0, 0.5),
   },
   'model': {},
@@ -34,7 +34,7 @@ NETWORKS = {
 
 @pytest.fixture(
   scope='module',
-  params=['shallow', pytest.param('model', marks=pytest.mark.thorough)],
+  params=['unpooled', pytest.param('model', marks=pytest.mark.thorough)],
 )
 def changes(request, tmp_path_factory, quick_compilation):
   """Of the config: SimKD beside FT, and a teacher's checkpoint."""

@@ -45,11 +45,17 @@ def model(
 
 def shallow(**arguments: Any) -> Architecture:
   """The same in two blocks: one stage and the thaw, half as much to compile."""
+  return dataclasses.replace(model(**arguments), widths=(4, 8), units=(1, 1))
+
+
+def unpooled(**arguments: Any) -> Architecture:
+  """Two blocks, of which the deepest doesn't end with a pooling."""
+  dtype, axis_name = arguments['dtype'], arguments['axis_name']
   return dataclasses.replace(
-    model(**arguments),
-    widths=(4, 8),
-    units=(1, 1),
-    # After two blocks the head.
+    shallow(**arguments),
+    block=lambda i, width, units: vgg.VGGBlock(
+      width, units, i == 0, dtype, axis_name
+    ),
     wiring=lambda i, units: vgg._wiring(5 if i == 2 else i, units),
   )
 
