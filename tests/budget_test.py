@@ -131,7 +131,7 @@ def published(name):
   [
     ('resnet20', (0.1, 0.25, 0.5)),
     pytest.param(*('resnet56', (0.1, 0.25, 0.5)), marks=pytest.mark.thorough),
-    ('vgg13', (0.05, 0.1, 0.5)),
+    pytest.param(*('vgg13', (0.05, 0.1, 0.5)), marks=pytest.mark.thorough),
     ('wrn_16_2', (0.1, 0.25, 0.5)),
   ],
 )

@@ -38,7 +38,7 @@ THOROUGH = pytest.mark.thorough
     # Three units of a kind are as good as nine, and take a third as long to
     # compile. Of every kind of phase one.
     ('cifar10_resnet56', 'resnet20', ('stage_1', 'thaw')),
-    ('cifar10_vgg13', 'vgg13', ('stage_2',)),
+    pytest.param(*('cifar10_vgg13', 'vgg13', ('stage_2',)), marks=THOROUGH),
     pytest.param('cifar10_resnet56', 'resnet56', None, marks=THOROUGH),
     pytest.param('cifar10_vgg13', 'vgg13', None, marks=THOROUGH),
   ],

@@ -315,6 +315,7 @@ def test_a_finished_run_says_so_and_changes_nothing(whole):
   assert _files(whole) == before
 
 
+@pytest.mark.thorough
 def test_interrupted_over_and_over_is_the_same_run(whole, tmp_path):
   directory = tmp_path / 'run'
   stopped = []
