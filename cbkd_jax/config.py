@@ -118,6 +118,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   ),
   'compression.probe_steps': (_count, 'an integer of at least 1'),
   'compression.width_multiple_of': (_count, 'an integer of at least 1'),
+  'thaw.quantize': (
+    lambda v: v in ('', 'int8'),
+    "'int8', or '' for no quantisation",
+  ),
 }
 
 _CHOICES = {

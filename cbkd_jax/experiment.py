@@ -19,6 +19,7 @@ from cbkd_jax import (
   objective_checks,
   objectives,
   prediction,
+  quantization,
   sharding,
   stages,
   step,
@@ -170,6 +171,10 @@ class Experiment:
       views = self.config['cache']['views']
       augmentation = augmentation.of_fixed_views(views)
     student = self.network(stage, local)
+    if stage.quantize:
+      synced = self.config['sync_batch_norm'] and not local
+      axis = self.replicas.axis if synced else None
+      student = quantization.training(student, axis)
     if not local:
       student = sharding.gathered(student, self.replicas)
       teacher = teacher and sharding.gathered(teacher, self.replicas)
@@ -338,6 +343,7 @@ def build(
     found=found,
   )
   objective_checks.check(experiment)
+  _check_quantization(experiment)
   _check_cache(experiment)
   stream_checks.check(experiment)
   return experiment
@@ -389,6 +395,17 @@ def _replicas(
       f'micro_batches = {parts}: must divide the batch of a device, {local}'
     )
   return step.Replicas(spmd, replicas_.in_order(devices, spmd, model), model)
+
+
+def _check_quantization(experiment: Experiment) -> None:
+  last = experiment.stages[-1]
+  predictor = objectives.parse(last.objective).predictor
+  if last.quantize and predictor:
+    raise UserError(
+      f"thaw.quantize = {last.quantize!r}: must be '' with "
+      f'{predictor.method.name}, which gives the student a head that '
+      'would not train with it'
+    )
 
 
 def _check_cache(experiment: Experiment) -> None:

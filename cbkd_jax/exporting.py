@@ -124,7 +124,7 @@ def export(
   table.add_column('file', no_wrap=True)
   for name in _COLUMNS:
     table.add_column(name, justify='right', no_wrap=True)
-  found, failures = [], []
+  found, sizes, failures = [], [], []
   with workdir.locked(directory), _unchecked(directory / 'export') as unchecked:
     for name in request.formats:
       path = directory / 'export' / _file_name(request, formats.module(name))
@@ -136,8 +136,12 @@ def export(
       _publish(unchecked / path.name, path, info)
       found.append(path)
       table.add_row(*_row(info))
+      if 'float32_bytes' in (info['quantization'] or ()):
+        sizes.append(_size_in_float(info))
   if found:
     console.print(table)
+  for line in sizes:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
   if failures:
     raise UserError(f'not kept: {"; ".join(failures)}')
   return found
@@ -290,6 +294,15 @@ def _publish(unchecked: Path, path: Path, info: Mapping[str, Any]) -> None:
   description.unlink(missing_ok=True)
   unchecked.replace(path)
   workdir.write_json(description, info)
+
+
+def _size_in_float(info: Mapping[str, Any]) -> str:
+  """How large an int8 file is beside the same network in float32."""
+  size, before = info['bytes'], info['quantization']['float32_bytes']
+  return (
+    f'{info["file"]}: {size:,} bytes, {size / before:.2f} of the '
+    f'{before:,} in float32'
+  )
 
 
 def _row(info: Mapping[str, Any]) -> Sequence[str]:

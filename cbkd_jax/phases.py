@@ -20,6 +20,7 @@ from cbkd_jax import (
   placement,
   prediction,
   processes,
+  quantization,
   sharding,
   step,
 )
@@ -31,6 +32,7 @@ from cbkd_jax.experiment import Experiment
 from cbkd_jax.fit import Clock, finish, fit
 from cbkd_jax.monitoring import Monitor
 from cbkd_jax.replicas import Replicas
+from cbkd_jax.stages import Stage
 
 
 @dataclasses.dataclass
@@ -363,6 +365,23 @@ def _predict(
   }
 
 
+def _predict_quantized(
+  run: Run, stage: Stage, variables: Variables
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Likewise, of the network as an int8 export has it."""
+  exp = run.experiment
+  network = exp.network(stage, local=True)
+  ranges = quantization.calibrate(
+    network,
+    exp.replicas.divide(variables),
+    quantization.calibration_images(run.dataset.train),
+    run.augmentation,
+    exp.replicas,
+    exp.config['eval_batch_size'],
+  )
+  return _predict(run, quantization.calibrated(network, ranges), variables)
+
+
 def _evaluate(
   run: Run, name: str, spec: step.StepSpec, state: step.TrainState
 ) -> dict[str, Any]:
@@ -378,6 +397,10 @@ def _evaluate(
   if run.teacher is not None and not run.teacher_logits:
     theirs = _predict(run, exp.teacher_network, run.teacher)
     run.teacher_logits = {name: logits for name, (logits, _) in theirs.items()}
+  stage = next((s for s in exp.stages if s.name == name), None)
+  quantized = {}
+  if stage and stage.quantize and not stage.prepares:
+    quantized = _predict_quantized(run, stage, state.variables)
   found = {}
   for split, (values, labels) in predicted.items():
     if not np.isfinite(values).all():
@@ -389,6 +412,9 @@ def _evaluate(
     if run.teacher_logits:
       teacher = run.teacher_logits[split]
       found[split] |= evaluation.comparison(values, teacher)
+    if quantized:
+      own = evaluation.scores(*quantized[split])
+      found[split]['quantized_accuracy'] = own['accuracy']
   run.monitor.write(
     name,
     spec.training.steps,

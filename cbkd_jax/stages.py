@@ -56,6 +56,8 @@ class Stage:
     prepares: of a pre-stage, the stage that it prepares: some methods first
       train variables of their own, or the block, on another loss.
     prepared: whether a pre-stage comes before; its network goes on.
+    quantize: 'int8' where it trains as if the network computed in integers;
+      else ''.
   """
 
   name: str
@@ -67,6 +69,7 @@ class Stage:
   objective: str
   prepares: Optional['Stage'] = None
   prepared: bool = False
+  quantize: str = ''
 
   @property
   def shared(self) -> int:
@@ -120,7 +123,7 @@ def plan(
     objective: the objective's expression.
     stage: fields of every stage before the thaw.
     stage_overrides: 'stage_k' -> fields that deviate (None: does not).
-    thaw: fields of the thaw; 'objective' may be None.
+    thaw: fields of the thaw and 'quantize'; 'objective' may be None.
 
   Returns:
     The stages; the controls without stages have one, of the control's name
@@ -175,6 +178,7 @@ def plan(
     )
   fields = dict(thaw)
   expression = fields.pop('objective') or objective
+  quantize = fields.pop('quantize')
   last = Stage(
     name='thaw',
     student=tuple(i >= inherit for i in range(blocks)),
@@ -183,6 +187,7 @@ def plan(
     inherited=inherit,
     training=training(fields, train_size, batch_size),
     objective=expression,
+    quantize=quantize,
   )
   if order in ('counterclockwise', 'clockwise'):
     return (*stages, last)

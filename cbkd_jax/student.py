@@ -47,7 +47,8 @@ def save(
   directory.mkdir(exist_ok=True)
   checkpoints.write_variables(directory / 'weights', variables)
   student = exp.student
-  predictor = objectives.parse(exp.stages[-1].objective).predictor
+  last = exp.stages[-1]
+  predictor = objectives.parse(last.objective).predictor
   fields = exp.config['compression']
   other = {
     'name': fields['model'],
@@ -72,6 +73,8 @@ def save(
       **({'student_family': other} if fields['model'] else {}),
       # A head that the last stage's objective gave the student.
       **({'head': str(predictor)} if predictor else {}),
+      # What its weights were trained to bear.
+      **({'quantize': last.quantize} if last.quantize else {}),
     },
   )
 

@@ -152,6 +152,13 @@ def show_results(
     f'{ratios["flops_ratio"]:.2f}x fewer FLOPs than the teacher',
     highlight=False,
   )
+  if 'quantized_accuracy' in summary['student']:
+    figures = summary['student']
+    console.print(
+      f'int8 accuracy {figures["quantized_accuracy"]:.4f}, with kernels and '
+      "layers' inputs rounded",
+      highlight=False,
+    )
   # One of an older version has none of these.
   if ratios.get('target'):
     console.print(budget_search.says(ratios['target']), highlight=False)
@@ -284,10 +291,11 @@ def show_plan(exp: Experiment, console: rich.console.Console) -> None:
     )
   for stage in exp.stages:
     training = stage.training
+    rounded = f', rounded to {stage.quantize}' if stage.quantize else ''
     console.print(
       f'{stage.name}: {exp.objective(stage)}; '
       f'{training.optimizer}, learning rate {training.learning_rate:g} '
-      f'{training.schedule}, clip {training.clip_norm:g}',
+      f'{training.schedule}, clip {training.clip_norm:g}{rounded}',
       highlight=False,
       soft_wrap=True,
     )

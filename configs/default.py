@@ -259,6 +259,10 @@ def get_config() -> ConfigDict:
         epochs=100,
         # An objective of the thaw's own; None: `objective`.
         objective=placeholder(str),
+        # 'int8': kernels and inputs of convolutions and dense layers are
+        # rounded to 8 bits, as an int8 export will round them, and the
+        # weights learn to bear it (docs/export.md). '': they are not.
+        quantize='',
       ),
     }
   )

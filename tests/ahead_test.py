@@ -18,7 +18,12 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 @pytest.mark.parametrize(
   ('place', 'objective'),
   # Parameters of its own; plain; a second view; images from disk.
-  [('nowhere', 'vid()'), ('device', 'kd'), ('host', 'mlkd()'), ('disk', 'kd')],
+  [
+    ('nowhere', 'vid()'),
+    pytest.param('device', 'kd', marks=pytest.mark.thorough),
+    ('host', 'mlkd()'),
+    pytest.param('disk', 'kd', marks=pytest.mark.thorough),
+  ],
 )
 def test_a_phase_finds_its_program(tmp_path, monkeypatch, place, objective):
   """A run in which nothing is trained, but all is asked for."""

@@ -372,7 +372,11 @@ def test_no_wiring_to_slice(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'arguments', [('--config.batch_size=-4',), ('--nonsense',)]
+  'arguments',
+  [
+    ('--config.batch_size=-4',),
+    pytest.param(('--nonsense',), marks=pytest.mark.thorough),
+  ],
 )
 def test_a_process_of_its_own_says_the_same(tmp_path, arguments):
   ended = subprocess.run(

@@ -129,8 +129,9 @@ def published(name):
 @pytest.mark.parametrize(
   ('name', 'fractions'),
   [
-    ('resnet56', (0.1, 0.25, 0.5)),
-    ('vgg13', (0.05, 0.1, 0.5)),
+    ('resnet20', (0.1, 0.25, 0.5)),
+    pytest.param(*('resnet56', (0.1, 0.25, 0.5)), marks=pytest.mark.thorough),
+    pytest.param(*('vgg13', (0.05, 0.1, 0.5)), marks=pytest.mark.thorough),
     ('wrn_16_2', (0.1, 0.25, 0.5)),
   ],
 )

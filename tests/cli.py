@@ -33,6 +33,7 @@ def call(module: str, *arguments: str) -> Ended:
   sys.modules.pop('config_config', None)  # ml_collections' last config file
   signals = signal.SIGINT, signal.SIGTERM
   handlers = [signal.getsignal(number) for number in signals]
+  cache = jax.config.jax_enable_compilation_cache
   out, err, code = io.StringIO(), io.StringIO(), 0
   with (
     mock.patch.object(sys, 'argv', [module, *arguments]),
@@ -52,6 +53,7 @@ def call(module: str, *arguments: str) -> Ended:
     except SystemExit as end:
       code = end.code or 0
     finally:
+      jax.config.update('jax_enable_compilation_cache', cache)
       for number, handler in zip(signals, handlers):
         signal.signal(number, handler)
       for name in set(flags.FLAGS) - known:

@@ -91,7 +91,10 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path, capfd):
   )
 
 
-@pytest.mark.parametrize('damage', ['cut', 'empty', 'other'])
+@pytest.mark.parametrize(
+  'damage',
+  ['cut', 'empty', pytest.param('other', marks=pytest.mark.thorough)],
+)
 def test_a_damaged_entry_is_compiled_anew(tmp_path, damage):
   compilation.set_up_cache(str(tmp_path))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

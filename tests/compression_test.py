@@ -141,7 +141,7 @@ def assert_same_function(one, two, x):
     # Normalisation before the first convolution.
     ('wrn_10_1', {'keep': (1, 0.8, 0.5)}),
     ('resnet18', {'keep': (1, 0.2, 0.1, 0.05)}),
-    ('resnet50', {'keep': (1, 0.1, 0.05, 0.02)}),
+    ('resnet50', {'keep': (1, 0.1, 0.05, 0.02), 'depth': (3, 1, 1, 1)}),
     # Two groups of units in blocks 2 and 3.
     ('mobilenet_v2', {'keep': (1, 0.2, 0.1, 0.1), 'depth': (3, 1, 2, 2)}),
     # Channels that can't be divided into groups, and such that can.
@@ -270,8 +270,13 @@ def test_any_subset_of_blocks_can_be_swapped(name):
     return [o.output.shape for o in found[:-1]], found[-1].logits.shape
 
   expected = outputs(teacher)
-  for bits in range(1, 2**count):
-    chosen = [bool(bits >> i & 1) for i in range(count)]
+  # A block meets its neighbours alone: with the teacher's own blocks, these are
+  # all four pairs at every cut.
+  for chosen in (
+    [True] * count,
+    [i % 2 == 0 for i in range(count)],
+    [i % 2 == 1 for i in range(count)],
+  ):
     parts = [
       s if c else t for s, t, c in zip(small.blocks, teacher.blocks, chosen)
     ]

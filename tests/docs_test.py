@@ -37,7 +37,9 @@ def test_its_cases_are_all_there():
   assert counted == len(list(folder.glob('*.npz')))
 
 
-@pytest.mark.parametrize('table', ['sent', 'expected'])
+@pytest.mark.parametrize(
+  'table', [pytest.param('sent', marks=pytest.mark.thorough), 'expected']
+)
 def test_the_tables_of_scaling_are_computed(table):
   lines = getattr(scaling_on_paper, table)()
   assert '\n'.join(lines) in (DOCS / 'scaling.md').read_text()

@@ -30,7 +30,12 @@ def files(tmp_path_factory):
   expected = np.asarray(student.load_student(directory / 'run')(IMAGES))
   whole = deployed.student_of(directory / 'run', normalise=True)
   plain = deployed.student_of(directory / 'run', normalise=False, fold=False)
+  limit = 'jax_traceback_in_locations_limit'
+  before = getattr(jax.config, limit)
+  jax.config.update(limit, 10)  # as it is but in tests
   stablehlo.write(whole, directory / 'whole.stablehlo')
+  assert getattr(jax.config, limit) == 10
+  jax.config.update(limit, before)
   safetensors_.write(whole, directory / 'whole.safetensors')
   safetensors_.write(plain, directory / 'plain.safetensors')
   shutil.rmtree(directory / 'run')
@@ -53,7 +58,6 @@ def test_stablehlo_is_one_file_for_all_platforms(files):
   (images,) = found.in_avals
   assert str(images) == 'uint8[batch,8,8,1]'
   assert b'.py' not in content  # nor where the code was
-  assert jax.config.jax_traceback_in_locations_limit  # as it was before
 
 
 @pytest.mark.parametrize('name', ['whole', 'plain'])

@@ -198,15 +198,25 @@ def test_without_a_number_of_processes(arguments):
   assert ended.stderr.count('\n') == 1
 
 
-def test_two_processes_are_one_run(tmp_path, monkeypatch, quick_compilation):
+@pytest.mark.parametrize(
+  ('order', 'phases'),
+  [
+    ('joint_inherited', 1),
+    pytest.param('counterclockwise', 2, marks=pytest.mark.thorough),
+  ],
+)
+def test_two_processes_are_one_run(
+  order, phases, tmp_path, monkeypatch, quick_compilation
+):
   """From the teacher's checkpoint to the student, to rounding."""
   method_runs.write_teacher(tmp_path / 'teacher', tiny_run.shallow)
   fields = {
     'teacher.model': 'tiny_run:shallow',
     'teacher.checkpoint': str(tmp_path / 'teacher'),
     'compression.keep': (1.0, 0.5),
-    'stage.steps': 5,
-    'thaw.steps': 5,
+    'order': order,
+    'stage.steps': 3,
+    'thaw.steps': 3,
   }
   ended = subprocess.run(
     [
@@ -239,7 +249,7 @@ def test_two_processes_are_one_run(tmp_path, monkeypatch, quick_compilation):
     [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').open()]
     for name in ('one', 'two')
   )
-  assert len(one) == len(two) == 1 + 5 + 1 + 5 + 1
+  assert len(one) == len(two) == 1 + 6 + phases
   for ours, theirs in zip(one, two):
     assert ours.pop('stage') == theirs.pop('stage')
     assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)

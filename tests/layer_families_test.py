@@ -125,6 +125,7 @@ def test_tokens_are_rounded_as_maps_are():
   np.testing.assert_array_equal(back[1], logits)
 
 
+@pytest.mark.thorough
 def test_a_transformer_goes_through_all_stages_and_resumes(tmp_path):
   """By a method on its maps, with AdamW, and with a cache of tokens."""
   teacher = tmp_path / 'teacher'

@@ -1,6 +1,7 @@
 """Whole runs of methods: what must hold for any of them."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,22 +51,22 @@ def draw_state(
   The methods' parameters are drawn here; the rest is as it should be.
   """
   assert previous is None
-
-  @jax.jit
-  def objective_state(student, teacher, rng):
-    return step._new_state(spec, student, teacher, rng, None).objective_state
-
   shapes = step.state_shapes(spec)
   return shapes._replace(
     step=jnp.int32(0),
     params=(*student.params, tiny.fill(shapes.params[-1])),
     batch_stats=student.batch_stats,
-    objective_state=objective_state(student, teacher, rng),
+    objective_state=_objective_state(spec, student, teacher, rng),
     opt_state=jax.tree.map(
       lambda x: jnp.asarray(np.zeros(x.shape, x.dtype)), shapes.opt_state
     ),
     rng=jax.random.key_data(rng),
   )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _objective_state(spec, student, teacher, rng):
+  return step._new_state(spec, student, teacher, rng, None).objective_state
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Methods that prepare, or predict, in plans that mix them with others."""
 
+import itertools
 import json
 
 import method_runs
@@ -21,39 +22,48 @@ STEPS = method_runs.STEPS | {'stage__steps': 4, 'thaw__steps': 4}
 MIXED = 'simkd() + ft(pre_fraction=0.5)'
 
 
-@pytest.fixture(scope='module')
-def teacher(tmp_path_factory, quick_compilation):
+# One stage and the thaw; or two stages: half as much again to compile.
+NETWORKS = {
+  'unpooled': {
+    'teacher__model': 'tiny_run:unpooled',
+    'compression__keep': (1.0, 0.5),
+  },
+  'model': {},
+}
+
+
+@pytest.fixture(
+  scope='module',
+  params=['unpooled', pytest.param('model', marks=pytest.mark.thorough)],
+)
+def changes(request, tmp_path_factory, quick_compilation):
+  """Of the config: SimKD beside FT, and a teacher's checkpoint."""
   directory = tmp_path_factory.mktemp('teacher') / 'checkpoint'
-  method_runs.write_teacher(directory)
-  return directory
+  method_runs.write_teacher(directory, getattr(tiny_run, request.param))
+  teacher = {'teacher__checkpoint': str(directory)}
+  return STEPS | NETWORKS[request.param] | teacher | {'objective': MIXED}
 
 
 @pytest.fixture(scope='module')
-def mixed(teacher, tmp_path_factory):
-  """A run of SimKD beside FT, and its phases; resumed, it is the same."""
+def mixed(changes, tmp_path_factory):
+  """Such a run, and its phases; resumed, it is the same."""
   directory = tmp_path_factory.mktemp('mixed')
-  seen = method_runs.check(
-    directory,
-    STEPS | {'objective': MIXED, 'teacher__checkpoint': str(teacher)},
-    ('simkd', 'ft'),
-    # In stage_1_pre, in stage_1, and in thaw_pre.
-    interrupted_at=[3, 5, 12],
-  )
+  # In stage_1_pre, in stage_1, and in thaw_pre.
+  interrupted_at = [3, 5, 6 if 'compression__keep' in changes else 12]
+  seen = method_runs.check(directory, changes, ('simkd', 'ft'), interrupted_at)
   return directory / 'whole', seen
 
 
-def _of(tree):
-  """The objective's part of a state's params, or its state itself."""
-  return tree[-1] if isinstance(tree, tuple) else tree
+def _stages(seen):
+  """The thaw is the last of them."""
+  return [*(f'stage_{i}' for i in range(1, len(seen) // 2)), 'thaw']
 
 
 def test_what_goes_on_goes_past_the_pre_stages(mixed):
   _, seen = mixed
-  assert list(seen) == [
-    *('stage_1_pre', 'stage_1', 'stage_2_pre', 'stage_2'),
-    *('thaw_pre', 'thaw'),
-  ]
-  for before, after in ('stage_1', 'stage_2'), ('stage_2', 'thaw'):
+  stages = _stages(seen)
+  assert list(seen) == [f'{s}{end}' for s in stages for end in ('_pre', '')]
+  for before, after in itertools.pairwise(stages):
     end, start = seen[before].after, seen[after].before
     assert tiny.same(end.params[-1]['simkd'], start.params[-1]['simkd'])
     assert tiny.same(
@@ -63,7 +73,8 @@ def test_what_goes_on_goes_past_the_pre_stages(mixed):
 
 def test_the_paraphraser_trains_first_and_then_is_frozen(mixed):
   _, seen = mixed
-  cut = 'cut_2'
+  stages = _stages(seen)
+  cut = f'cut_{len(stages) - 1}'  # that of the deepest block
   start, end = (
     state.params[-1]['ft'][cut] for state in seen['stage_1_pre'][1:]
   )
@@ -71,12 +82,12 @@ def test_the_paraphraser_trains_first_and_then_is_frozen(mixed):
   for state in seen['stage_1'][1:]:
     frozen = state.objective_state['ft'][cut]['paraphraser']['params']
     assert tiny.same(frozen, end['paraphraser'])
-  again = seen['stage_2_pre'].before.params[-1]['ft'][cut]
+  again = seen[f'{stages[1]}_pre'].before.params[-1]['ft'][cut]
   assert tiny.same(again['paraphraser'], end['paraphraser'])
 
 
 def test_the_saved_student_predicts_with_projector_and_teachers_head(mixed):
-  directory, _ = mixed
+  directory, seen = mixed
   summary = json.loads((directory / 'summary.json').read_text())
   network, variables, _ = student.read(directory / 'student')
   assert set(variables.params[-1]) == {'projector', 'head'}
@@ -86,9 +97,7 @@ def test_the_saved_student_predicts_with_projector_and_teachers_head(mixed):
   assert projector == 4 * 4 + 9 * 4 * 4 + 4 * 8 + 2 * (4 + 4 + 8)
   teacher = checkpoints.read_variables(
     checkpoints.teacher_checkpoint(str(directory)),
-    blocks.shapes(
-      tiny_run.model(10, (8, 8, 1), np.float32, None).network(), (8, 8, 1)
-    ),
+    blocks.shapes(seen['thaw'].spec.teacher, (8, 8, 1)),
   )
   assert tiny.same(variables.params[-1]['head'], teacher.params[-1])
   count = blocks.count_params(variables.params)
@@ -103,7 +112,7 @@ def test_the_saved_student_predicts_with_projector_and_teachers_head(mixed):
   images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
   logits = cbkd_jax.load_student(directory)(images)
   x = normalise(images, student.read(directory / 'student')[2])
-  outputs, _ = blocks.run(network, variables, x, stop=3)
+  outputs, _ = blocks.run(network, variables, x, stop=len(network.blocks))
   own = variables.params[-1], variables.batch_stats[-1]
   projected = simkd.Projector(8, 2).apply(
     {
@@ -118,16 +127,13 @@ def test_the_saved_student_predicts_with_projector_and_teachers_head(mixed):
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_new_thaw_takes_over_the_method_too(mixed, teacher, tmp_path):
+def test_a_new_thaw_takes_over_the_method_too(mixed, changes, tmp_path):
   directory, seen = mixed
-  changes = STEPS | {
-    'objective': MIXED,
-    'teacher__checkpoint': str(teacher),
-  }
-  # 3: the stages alone are numbered, and one comes with its pre-stage.
+  # The stages alone are numbered, and one comes with its pre-stage.
+  number = str(len(_stages(seen)))
   with method_runs.recorded() as taken:
     tiny_run.run(
-      tmp_path / 'run', changes, from_workdir=directory, from_stage='3'
+      tmp_path / 'run', changes, from_workdir=directory, from_stage=number
     )
   assert list(taken) == ['thaw_pre', 'thaw']
   # With the same config it is the same thaw, and nothing is compiled anew.
@@ -143,13 +149,10 @@ def test_a_new_thaw_takes_over_the_method_too(mixed, teacher, tmp_path):
   ],
 )
 def test_stages_of_another_method_are_refused(
-  mixed, teacher, tmp_path, objective, missing
+  mixed, changes, tmp_path, objective, missing
 ):
   directory, _ = mixed
-  changes = STEPS | {
-    'objective': objective,
-    'teacher__checkpoint': str(teacher),
-  }
+  changes = {**changes, 'objective': objective}
   with pytest.raises(UserError, match=f'does not fit: .*{missing}'):
     tiny_run.run(
       tmp_path / 'run', changes, from_workdir=directory, from_stage='thaw'

@@ -60,6 +60,8 @@ def test_the_same_numbers_in_one_process(
 
 
 LONG = (
+  '--config.teacher.model=tiny_run:shallow',
+  '--config.compression.keep=1,.5',
   '--config.teacher.steps=100000',
   '--config.checkpoint_every_steps=8',
   '--config.log_every_steps=1',
@@ -116,7 +118,7 @@ def test_a_signal_or_a_death_in_one_of_two(tmp_path):
 
   commands = jobs.train_together(2, *arguments)
   with jobs.started(commands) as started:
-    _reaches(directory, stopped + 20, started)
+    _reaches(directory, stopped + 10, started)
     started[1].kill()
     began = time.monotonic()
     _, err = started[0].communicate()
@@ -131,6 +133,8 @@ def test_a_signal_or_a_death_in_one_of_two(tmp_path):
 
   # One process with its devices goes on from there.
   changes = {
+    'teacher__model': 'tiny_run:shallow',
+    'compression__keep': (1.0, 0.5),
     'teacher__steps': 100000,
     'checkpoint_every_steps': 8,
     'log_every_steps': 1,

@@ -28,7 +28,7 @@ def make(order='counterclockwise', blocks=3, inherit=1, **changed):
     'objective': 'kd',
     'stage': PHASE,
     'stage_overrides': {},
-    'thaw': PHASE | {'epochs': 5.0, 'objective': None},
+    'thaw': PHASE | {'epochs': 5.0, 'objective': None, 'quantize': ''},
   }
   return stages.plan(
     order=order, blocks=blocks, inherit=inherit, **arguments | changed
@@ -158,7 +158,7 @@ def test_objectives():
     return [s.objective for s in make(**changed)]
 
   assert objectives() == ['kd', 'kd', 'kd']
-  thaw = PHASE | {'objective': 'ce'}
+  thaw = PHASE | {'objective': 'ce', 'quantize': ''}
   assert objectives(thaw=thaw) == ['kd', 'kd', 'ce']
   override = {'stage_2': {'objective': 'ce'}}
   assert objectives(stage_overrides=override) == ['kd', 'ce', 'kd']
@@ -188,10 +188,11 @@ def test_overrides_change_one_stage_and_their_none_nothing():
 
 
 def test_a_plan_is_hashable_and_inputs_stay_as_they_are():
-  stage, thaw = dict(PHASE), PHASE | {'objective': None}
+  fields = {'objective': None, 'quantize': 'int8'}
+  stage, thaw = dict(PHASE), PHASE | fields
   hash(make(stage=stage, thaw=thaw))
   assert stage == PHASE
-  assert thaw == PHASE | {'objective': None}
+  assert thaw == PHASE | fields
 
 
 @pytest.mark.parametrize(

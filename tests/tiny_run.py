@@ -48,6 +48,18 @@ def shallow(**arguments: Any) -> Architecture:
   return dataclasses.replace(model(**arguments), widths=(4, 8), units=(1, 1))
 
 
+def unpooled(**arguments: Any) -> Architecture:
+  """Two blocks, of which the deepest doesn't end with a pooling."""
+  dtype, axis_name = arguments['dtype'], arguments['axis_name']
+  return dataclasses.replace(
+    shallow(**arguments),
+    block=lambda i, width, units: vgg.VGGBlock(
+      width, units, i == 0, dtype, axis_name
+    ),
+    wiring=lambda i, units: vgg._wiring(5 if i == 2 else i, units),
+  )
+
+
 def wider(**arguments: Any) -> Architecture:
   """The same with another width in block 1: its checkpoint doesn't fit."""
   return dataclasses.replace(model(**arguments), widths=(4, 7, 8))

@@ -19,7 +19,6 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 import tiny_run
-from jax.experimental.compilation_cache import compilation_cache
 
 import cbkd_jax
 from cbkd_jax import (
@@ -45,38 +44,21 @@ TIMES = ('seconds', 'compile_seconds', 'examples_per_second')
 HERE = Path(__file__).parent
 
 
-# Most of the time here goes into compiling; the processes that tests start
-# find what is compiled already, and get the same numbers.
+# The processes that tests start find what is compiled already, and get the
+# same numbers.
 COMPILATION = {
-  'jax_enable_compilation_cache': True,
-  'jax_disable_most_optimizations': True,
-  'jax_persistent_cache_min_compile_time_secs': 0.0,
-  'jax_default_matmul_precision': 'highest',
+  'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
+  'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
 }
 
 
 @pytest.fixture(scope='module')
-def compilation(tmp_path_factory):
+def compilation(quick_compilation):
   """The environment of such a process."""
-  settings = {
-    **COMPILATION,
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-  }
-  # Not every setting is an attribute.
-  old = {
-    name: getattr(jax.config, name, jax.config.values.get(name))
-    for name in settings
-  }
-  for name, value in settings.items():
-    jax.config.update(name, value)
   # Another module may have compiled the same steps by other settings.
   _forget_programs()
-  compilation_cache.reset_cache()  # it is looked for at the first program
-  yield {name.upper(): str(value) for name, value in settings.items()}
-  for name, value in old.items():
-    jax.config.update(name, value)
+  yield COMPILATION
   _forget_programs()
-  compilation_cache.reset_cache()
 
 
 def _forget_programs():
@@ -333,6 +315,7 @@ def test_a_finished_run_says_so_and_changes_nothing(whole):
   assert _files(whole) == before
 
 
+@pytest.mark.thorough
 def test_interrupted_over_and_over_is_the_same_run(whole, tmp_path):
   directory = tmp_path / 'run'
   stopped = []

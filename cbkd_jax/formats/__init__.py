@@ -14,7 +14,7 @@ and may have
   DETAILS: what else the JSON is to tell;
   write_int8(deployed, path, images): of those in INT8, the same for
     `--quantize=int8`, by uint8 images of the train split; may return what it
-    did, for the JSON.
+    did, for the JSON, and 'float32_bytes', the size of such a file in float32.
 
 A module is imported only if its format is asked for. One whose library is not
 installed raises a `UserError` then, which names the extra to install.

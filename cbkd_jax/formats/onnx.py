@@ -6,6 +6,7 @@ The program is JAX's own trace, operation by operation (`onnx_elementwise`,
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import cbkd_jax
 from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
-from cbkd_jax.formats import onnx_trace
+from cbkd_jax.formats import onnx_int8, onnx_trace
 from cbkd_jax.formats.onnx_graph import Graph, Node
 
 try:
@@ -50,6 +51,30 @@ def write(deployed: Deployed, path: Path) -> None:
   found = convert(deployed)
   onnx.checker.check_model(found, full_check=True)
   onnx.save(found, path)
+
+
+def write_int8(
+  deployed: Deployed, path: Path, images: np.ndarray
+) -> dict[str, Any]:
+  """Writes a network whose layers compute in 8-bit integers.
+
+  Args:
+    deployed: the network.
+    path: the file; inputs and output as in `write`.
+    images: to calibrate by, uint8 `[examples, height, width, channels]`.
+
+  Returns:
+    What was done, for the JSON.
+
+  Raises:
+    UserError: as in `write`.
+  """
+  with tempfile.TemporaryDirectory() as directory:
+    plain = Path(directory) / 'plain.onnx'
+    write(deployed, plain)
+    done = onnx_int8.quantize(plain, path, INPUT, deployed.prepare(images))
+  aware = 'quantize' in deployed.model
+  return {**done, 'trained': 'with rounding' if aware else 'in float'}
 
 
 def load(

@@ -72,7 +72,9 @@ def teacher(tmp_path_factory, quick_compilation):
   return directory
 
 
-@pytest.mark.parametrize('group', ['some', THOROUGH, 'ab'])
+@pytest.mark.parametrize(
+  'group', ['some', THOROUGH, pytest.param('ab', marks=pytest.mark.thorough)]
+)
 def test_in_a_stage_and_a_thaw(group, teacher, tmp_path, monkeypatch):
   # Without labels: it is the methods alone that move the blocks.
   names = SOME if group == 'some' else GROUPS[group]
