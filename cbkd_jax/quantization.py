@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from cbkd_jax import sharding
+from cbkd_jax import faithful, sharding
 from cbkd_jax.blocks import Network, Tree, Variables
 from cbkd_jax.data import Split, Streamed
 from cbkd_jax.data.augment import Augmentation, normalise
@@ -24,9 +24,7 @@ CALIBRATION_EXAMPLES = 512
 
 def calibration_images(train: Split | Streamed) -> np.ndarray:
   """uint8 images from all over a train split, which may be sorted."""
-  count = min(CALIBRATION_EXAMPLES, len(train))
-  ((images, _),) = train.batches([np.arange(count) * len(train) // count])
-  return images
+  return faithful.spread(train, CALIBRATION_EXAMPLES)[0]
 
 
 def training(network: Network, axis_name: str | None) -> Network:

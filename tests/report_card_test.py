@@ -4,7 +4,9 @@ import pytest
 import report_data
 import yaml
 
-from cbkd_jax.reporting import card, record, section
+from cbkd_jax.reporting import card, page, record, section
+
+SPACE = '\N{NO-BREAK SPACE}'
 
 
 def _render(found):
@@ -33,6 +35,24 @@ def test_own_images_place_is_not_told(tmp_path):
   assert 'datasets' not in front
   assert '/home/me' not in text
   assert 'x.npz: 96 training images' in body
+
+
+def test_accuracy_in_int8_where_it_was_trained_for(tmp_path):
+  summary = report_data.summary()
+  plain = report_data.write_run(tmp_path / 'plain', summary)
+  summary['student']['quantized_accuracy'] = 0.90625
+  aware = report_data.write_run(tmp_path / 'aware', summary)
+  line = "- With kernels and layers' inputs rounded to 8 bits, for which it"
+  assert line not in _render(plain)
+  assert f'{line} was trained: 90.62{SPACE}%.\n' in _render(aware)
+  found = {tile['name']: tile for tile in page._tiles(aware.summary)}
+  assert found['Accuracy in int8'] == {
+    'name': 'Accuracy in int8',
+    'value': f'90.62{SPACE}%',
+    'more': f'in float 92.50{SPACE}%',
+  }
+  names = [tile['name'] for tile in page._tiles(plain.summary)]
+  assert 'Accuracy in int8' not in names
 
 
 @pytest.mark.parametrize(

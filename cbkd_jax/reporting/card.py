@@ -64,6 +64,7 @@ def render(section: Section) -> str:
     else 'The command was not kept; this one has the same config:',
     accuracy=percent(student['accuracy']),
     top_5=percent(student.get('top_5_accuracy')),
+    in_int8=percent(student.get('quantized_accuracy')),
     agreement=percent(student['agreement']),
     student=student,
     classes=_classes(found) if found else '',

@@ -214,6 +214,10 @@ def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
       before, after = teacher[key], student[key]
       more = f'teacher {percent(before)}, {points(after, before)}'
       found.append(tile(name, percent(after), more))
+  if 'quantized_accuracy' in student:
+    after = student['quantized_accuracy']
+    more = f'in float {percent(student["accuracy"])}'
+    found.append(tile('Accuracy in int8', percent(after), more))
   for kind, name in (
     ('params', 'Parameters'),
     ('flops_per_example', 'FLOPs per image'),
