@@ -14,6 +14,7 @@ from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
 
 TEACHER, STUDENT = 'teacher', 'student'
+_INT8 = f'{STUDENT} int8'
 # Of its ways to run, those that this ONNX Runtime was built with.
 _PROVIDERS = 'CUDAExecutionProvider', 'CPUExecutionProvider'
 
@@ -129,8 +130,8 @@ def in_onnx_runtime(
 
   Args:
     directory: a finished run's workdir. What `cbkd_jax.export` has left there
-      is taken, unless that is in a bucket: student.onnx, student_int8.onnx,
-      and a teacher.onnx that takes the student's images.
+      is taken, unless that is in a bucket: student.onnx, and student_int8.onnx
+      and teacher.onnx where they take the same images.
     files: other ONNX files of the same images.
     scratch: an existing directory, for what has not been exported.
 
@@ -175,21 +176,23 @@ def _files(directory: Path, scratch: Path) -> dict[str, Path]:
     kept = not buckets.is_bucket(directory) and path.is_file()
     return {name: path} if kept else {}
 
-  kept = exported(TEACHER) | exported(STUDENT)
+  kept = exported(TEACHER) | exported(STUDENT) | exported(_INT8)
   takes = {name: _takes(_session(path)) for name, path in kept.items()}
-  normalise = takes.get(STUDENT) == 'uint8'
+  # All are to do what the student does, no more and no less.
+  wanted = takes.get(STUDENT) or takes.get(_INT8) or 'float32'
   found = {}
   for name, of in (
     (TEACHER, deployed.teacher_of),
     (STUDENT, deployed.student_of),
   ):
-    # The teacher is to do what the student does, no more and no less.
-    if takes.get(name) == ('uint8' if normalise else 'float32'):
+    if takes.get(name) == wanted:
       found[name] = kept[name]
       continue
     found[name] = scratch / f'{name}{onnx.SUFFIX}'
-    onnx.write(of(directory, normalise=normalise), found[name])
-  return found | exported(f'{STUDENT} int8')
+    onnx.write(of(directory, normalise=wanted == 'uint8'), found[name])
+  if takes.get(_INT8) == wanted:
+    found[_INT8] = kept[_INT8]
+  return found
 
 
 def _session(path: Path) -> Any:

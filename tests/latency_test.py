@@ -211,6 +211,21 @@ def test_exported_files_are_taken(finished, tmp_path, written):
   written.clear()
   _in_onnx_runtime(directory, tmp_path)
   assert written == {}
+  # Without normalisation it has less to do than the student.
+  _onnx(directory / 'export' / 'student_int8.onnx', 'FLOAT')
+  found = _in_onnx_runtime(directory, tmp_path)
+  names = ['teacher', 'student']
+  assert [row['network'] for row in found['rows']] == names
+
+
+def test_beside_an_int8_file_alone_all_normalise(finished, tmp_path, written):
+  directory = tmp_path / 'run'
+  shutil.copytree(finished, directory)
+  _onnx(directory / 'export' / 'student_int8.onnx', 'UINT8')
+  found = _in_onnx_runtime(directory, tmp_path)
+  assert written == {'teacher.onnx': True, 'student.onnx': True}
+  names = ['teacher', 'student', 'student int8']
+  assert [row['network'] for row in found['rows']] == names
 
 
 @pytest.mark.parametrize(
