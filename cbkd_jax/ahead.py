@@ -1,7 +1,8 @@
-"""The next phase's train program, compiled while a phase trains."""
+"""The train programs of phases to come, compiled while a phase trains."""
 
 import contextlib
 import threading
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -23,10 +24,12 @@ def begin(
   examples: int,
   freed: int = 0,
 ) -> threading.Thread | None:
-  """Starts compiling the program of the phase after `phase`.
+  """Starts compiling the programs of the phases after `phase`, in their order.
 
-  The phase itself asks for the same program later, and then finds it or waits
-  for it (`replicas.Program`). Whatever is wrong with it shows up there.
+  A stage may be over before the next one's program is there, while the teacher
+  trains for long. A phase itself asks for the same program later, and then
+  finds it or waits for it (`replicas.Program`). Whatever is wrong with it
+  shows up there.
 
   Args:
     experiment: the run's.
@@ -36,19 +39,22 @@ def begin(
     freed: bytes of the phase's own cache, which is gone by then.
 
   Returns:
-    The thread; None if `phase` is the last one.
+    The thread; None if `phase` is the last one, or an earlier phase's thread
+    is still at it.
   """
   phases = ['teacher', *(stage.name for stage in experiment.stages)]
-  following = experiment.stages[phases.index(phase) :][:1]
+  following = experiment.stages[phases.index(phase) :]
   # Of several processes all must compile the same; each for itself guesses
   # what will fit.
   # What a probe has to say of the student is not known yet.
   unknown = phase == 'teacher' and experiment.probes
   if not following or unknown or jax.process_count() > 1:
     return None
+  if any(t.name == IN_THE_BACKGROUND for t in threading.enumerate()):
+    return None
   thread = threading.Thread(
     target=_compile,
-    args=(experiment, following[0], augmentation, examples, freed),
+    args=(experiment, following, augmentation, examples, freed),
     name=IN_THE_BACKGROUND,
     daemon=True,
   )
@@ -58,14 +64,17 @@ def begin(
 
 def _compile(
   experiment: Experiment,
-  stage: Stage,
+  following: Sequence[Stage],
   augmentation: Augmentation,
   examples: int,
   freed: int,
 ) -> None:
   with contextlib.suppress(Exception):
-    spec = experiment.spec(stage, augmentation)
-    compile_phase(spec, experiment, examples, freed)
+    for i, stage in enumerate(following):
+      spec = experiment.spec(stage, augmentation)
+      if i and spec.fixed_views is not None:
+        break  # which cache will fit depends on the phases in between
+      compile_phase(spec, experiment, examples, freed)
 
 
 def compile_phase(
