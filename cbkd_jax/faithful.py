@@ -113,12 +113,13 @@ def judge(
   agreement = float(np.mean(logits.argmax(-1) == reference.logits.argmax(-1)))
   if int8:
     tolerance = _LOST_ACCURACY if tolerance is None else tolerance
-    of, found = 'lost accuracy', before - after
+    of, found, most = 'lost accuracy', before - after, tolerance
   else:
     tolerance = _TOLERANCE if tolerance is None else tolerance
-    of, found = 'max_logit_difference / largest_logit', difference / largest
+    of, found = 'max_logit_difference / largest_logit', difference
+    most = tolerance * largest
   # What is not finite is no less than anything.
-  if not (found <= tolerance and np.isfinite(logits).all()):
+  if not (found <= most and np.isfinite(logits).all()):
     raise Unfaithful(
       f'differs from the {reference.of} by {difference:.3g} at logits up to '
       f'{largest:.3g}, accuracy {after:.4f} for {before:.4f}; '

@@ -1,5 +1,7 @@
 """How a file's logits are compared with the network's; by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,14 @@ def test_a_larger_one():
   ):
     judge(logits)
   assert judge(logits, tolerance=1.2e-4)['check']['tolerance'] == 1.2e-4
+
+
+def test_of_a_network_that_says_nothing():
+  silent = dataclasses.replace(REFERENCE, logits=np.zeros((4, 3)))
+  found = faithful.judge(silent, silent.logits, int8=False, tolerance=None)
+  assert found['check']['largest_logit'] == 0
+  with pytest.raises(faithful.Unfaithful):
+    faithful.judge(silent, LOGITS, int8=False, tolerance=None)
 
 
 def test_of_int8_the_accuracy_counts():

@@ -37,6 +37,15 @@ def test_own_images_place_is_not_told(tmp_path):
   assert 'x.npz: 96 training images' in body
 
 
+def test_a_set_is_named_as_hubs_know_it(tmp_path):
+  name = 'cifar10/clean:3.0.2'
+  run = report_data.write_run(
+    tmp_path / 'run', report_data.summary(), data__name=name
+  )
+  _, front, _ = _render(run).split('---\n', 2)
+  assert yaml.safe_load(front)['datasets'] == ['cifar10']
+
+
 def test_accuracy_in_int8_where_it_was_trained_for(tmp_path):
   summary = report_data.summary()
   plain = report_data.write_run(tmp_path / 'plain', summary)

@@ -79,6 +79,11 @@ def render(section: Section) -> str:
   return re.sub(r'\n{3,}', '\n\n', text)
 
 
+def _set_name(name: str) -> str:
+  """Of a TFDS set without config and version, NAME/CONFIG:VERSION."""
+  return re.split('[/:]', name)[0]
+
+
 def front_matter(section: Section) -> str:
   """The card's fields for machines, as YAML."""
   record = section.record
@@ -99,8 +104,11 @@ def front_matter(section: Section) -> str:
       *(['knowledge-distillation'] * (record.config['order'] != 'scratch')),
       *('model-compression', 'jax', 'flax'),
     ],
-    # Hubs look for one of this name; there is none of one's own images.
-    **({} if fields['name'] in OWN else {'datasets': [fields['name']]}),
+    # Hubs look for one of this name, without TFDS's config and version; there
+    # is none of one's own images.
+    **(
+      {} if fields['name'] in OWN else {'datasets': [_set_name(fields['name'])]}
+    ),
     'metrics': ['accuracy'],
     'model-index': [
       {
