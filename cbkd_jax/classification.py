@@ -9,7 +9,7 @@ import numpy as np
 import rich.console
 from scipy import special
 
-from cbkd_jax import exported, finished_run, student, workdir
+from cbkd_jax import exported, finished_run, student
 from cbkd_jax.data import image_files
 from cbkd_jax.data.framing import Framing
 from cbkd_jax.errors import UserError
@@ -71,7 +71,7 @@ def of_workdir(directory: Path) -> Classifier:
     UserError: the run is not finished.
   """
   values = finished_run.read_config(directory)
-  model = workdir.read_json(directory / 'student' / 'model.json')
+  model = student.read_model(directory / 'student')
   return Classifier(
     student.load_student(directory),
     Framing.of(values['data']),

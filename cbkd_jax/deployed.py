@@ -21,7 +21,6 @@ from cbkd_jax import (
   models,
   student,
   trees,
-  workdir,
 )
 from cbkd_jax.blocks import Array, Network, Tree, Variables
 from cbkd_jax.data import augment
@@ -96,7 +95,7 @@ class Deployed:
 def normalise(
   images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> np.ndarray:
-  """Shifts and scales pixels as in training, by NumPy.
+  """Shifts and scales pixels as in training, for a file that does not.
 
   Args:
     images: uint8 `[batch, height, width, channels]`.
@@ -106,8 +105,8 @@ def normalise(
   Returns:
     float32 `[batch, height, width, channels]`.
   """
-  pixels = images.astype(np.float32) / np.float32(255)
-  return (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+  augmentation = Augmentation(0, False, tuple(mean), tuple(std))
+  return np.asarray(augment.normalise(jnp.asarray(images), augmentation))
 
 
 def student_of(
@@ -123,8 +122,7 @@ def student_of(
   Raises:
     UserError: the run is not finished.
   """
-  student.check_finished(directory / 'student')
-  model = workdir.read_json(directory / 'student' / 'model.json')
+  model = student.read_model(directory / 'student')
   return _of(model, directory / 'student' / 'weights', normalise, fold)
 
 
@@ -133,7 +131,7 @@ def teacher_of(
 ) -> Deployed:
   """The teacher of a finished run; as `student_of`."""
   values = finished_run.read_config(directory)
-  model = workdir.read_json(directory / 'student' / 'model.json')
+  model = student.read_model(directory / 'student')
   kept = ('input_shape', 'classes', 'class_names', 'mean', 'std')
   model = {
     'family': values['teacher']['model'],

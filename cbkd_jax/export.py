@@ -29,7 +29,7 @@ def main() -> None:
   # Seconds to import, which neither help nor a wrong flag should cost.
   import rich.console
 
-  from cbkd_jax import buckets, exporting, finished_run
+  from cbkd_jax import buckets, exporting, finished_run, quantization
 
   directory = buckets.path(values.workdir, '--workdir')
   command.set_up_devices(finished_run.read_config(directory))
@@ -39,7 +39,7 @@ def main() -> None:
     normalise=values.normalise,
     fold=values.fold,
     quantize=values.quantize,
-    calibration=values.calibration,
+    calibration=values.calibration or quantization.CALIBRATION_EXAMPLES,
     examples=values.examples,
     tolerance=values.tolerance,
     data_dir=values.data_dir,
@@ -67,7 +67,9 @@ if __name__ == '__main__':
     'quantize', '', ['', 'int8'], 'int8: weights and activations in 8 bits.'
   )
   flags.DEFINE_integer(
-    'calibration', 512, 'Train images by which int8 is calibrated, at most.'
+    'calibration',
+    None,
+    'Train images by which int8 is calibrated, at most; default 512.',
   )
   flags.DEFINE_integer(
     'examples',

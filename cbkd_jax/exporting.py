@@ -38,6 +38,7 @@ from cbkd_jax.data.wanted import Wanted
 from cbkd_jax.deployed import Deployed
 from cbkd_jax.errors import UserError
 from cbkd_jax.faithful import Reference
+from cbkd_jax.quantization import CALIBRATION_EXAMPLES
 
 _UNCHECKED = '.unchecked'
 _COLUMNS = (
@@ -68,7 +69,7 @@ class Request:
   normalise: bool = True
   fold: bool = True
   quantize: str = ''
-  calibration: int = 512
+  calibration: int = CALIBRATION_EXAMPLES
   examples: int | None = None
   tolerance: float | None = None
   data_dir: str | None = None

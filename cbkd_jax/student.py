@@ -128,8 +128,8 @@ def check_finished(directory: Path) -> None:
     )
 
 
-def read(directory: Path) -> tuple[Network, Variables, Augmentation]:
-  """The saved student: network, variables, and its mean and std.
+def read_model(directory: Path) -> dict[str, Any]:
+  """What model.json says; classes that an older version named are numbers.
 
   Args:
     directory: `workdir/student`.
@@ -139,6 +139,19 @@ def read(directory: Path) -> tuple[Network, Variables, Augmentation]:
   """
   check_finished(directory)
   model = workdir.read_json(directory / 'model.json')
+  return {'class_names': [str(i) for i in range(model['classes'])], **model}
+
+
+def read(directory: Path) -> tuple[Network, Variables, Augmentation]:
+  """The saved student: network, variables, and its mean and std.
+
+  Args:
+    directory: `workdir/student`.
+
+  Raises:
+    UserError: there is no finished student.
+  """
+  model = read_model(directory)
   network = build(model)
   template = blocks.shapes(network, tuple(model['input_shape']))
   variables = checkpoints.read_variables(directory / 'weights', template)

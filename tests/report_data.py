@@ -139,6 +139,7 @@ def write_run(directory: Path, found: dict[str, Any], **changes: Any) -> Record:
   lines = ''.join(json.dumps(row) + '\n' for row in rows)
   (directory / 'metrics.jsonl').write_text(lines)
   model = {'mean': [0.25], 'std': [0.5], 'input_shape': [8, 8, 1]}
+  model |= {'classes': 10}  # as all have it
   (directory / 'student').mkdir()
   (directory / 'student' / 'model.json').write_text(json.dumps(model))
   return record.read(directory)

@@ -54,6 +54,16 @@ def test_model_json_says_how_to_rebuild_it(saved):
   }
 
 
+def test_classes_without_names_are_numbers(saved):
+  """An older version's model.json has none."""
+  path = saved[0] / 'student' / 'model.json'
+  assert student.read_model(path.parent)['class_names'] == list(NAMES)
+  model = json.loads(path.read_text())
+  del model['class_names']
+  path.write_text(json.dumps(model))
+  assert student.read_model(path.parent)['class_names'] == list('0123456789')
+
+
 def test_a_function_from_raw_images_to_logits(saved):
   directory, network, variables = saved
   images, _ = tiny.images(5)

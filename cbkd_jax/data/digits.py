@@ -4,7 +4,6 @@
 Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998).
 """
 
-import importlib.util
 from dataclasses import dataclass
 from functools import cache
 
@@ -54,51 +53,22 @@ def open_split(expression: str, field: str) -> Source:
 
 @cache
 def _splits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  # Importing scikit-learn would take longer than training a stage.
-  package = importlib.util.find_spec('sklearn').submodule_search_locations[0]
-  rows = np.loadtxt(f'{package}/datasets/data/digits.csv.gz', delimiter=',')
+  from sklearn.datasets import load_digits
+  from sklearn.model_selection import train_test_split
+
+  raw = load_digits()
   # The pixels count 4x4 binary ones: 0 to 16.
-  images = np.round(rows[:, :-1] * 255 / 16).astype(np.uint8)
-  images = images.reshape(-1, *SHAPE)
-  labels = rows[:, -1].astype(np.int32)
-  train, test = _stratified(labels)
+  images = np.round(raw.images * 255 / 16).astype(np.uint8)[..., None]
+  labels = raw.target.astype(np.int32)
+  # Constant seed: every run of every configuration has the same two splits.
+  train, test = train_test_split(
+    np.arange(len(labels)),
+    test_size=TEST_SIZE,
+    stratify=labels,
+    shuffle=True,
+    random_state=0,
+  )
   return {
     'train': (images[train], labels[train]),
     'test': (images[test], labels[test]),
   }
-
-
-def _stratified(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of train and test, with equal shares of every class.
-
-  The same as scikit-learn's `train_test_split(stratify=labels,
-  random_state=0)`: every run of every configuration has these two splits.
-  """
-  random = np.random.RandomState(0)
-  counts = np.bincount(labels)
-  of_train = _shares(counts, len(labels) - TEST_SIZE, random)
-  of_test = _shares(counts - of_train, TEST_SIZE, random)
-  train, test = [], []
-  for label, (first, second) in enumerate(zip(of_train, of_test)):
-    members = random.permutation(np.flatnonzero(labels == label))
-    train.append(members[:first])
-    test.append(members[first : first + second])
-  return tuple(random.permutation(np.concatenate(x)) for x in (train, test))
-
-
-def _shares(
-  counts: np.ndarray, total: int, random: np.random.RandomState
-) -> np.ndarray:
-  """`total` divided like `counts`; the largest remainders are rounded up."""
-  exact = counts / counts.sum() * total
-  shares = np.floor(exact).astype(int)
-  remainders = exact - shares
-  for remainder in np.unique(remainders)[::-1]:
-    missing = total - shares.sum()
-    if not missing:
-      break
-    equal = np.flatnonzero(remainders == remainder)
-    # Drawn even if it is all of them: what is drawn later depends on it.
-    chosen = random.choice(equal, min(len(equal), missing), replace=False)
-    shares[chosen] += 1
-  return shares

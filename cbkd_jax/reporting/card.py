@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cbkd_jax import objectives, workdir
+from cbkd_jax import objectives
 from cbkd_jax.data.wanted import OWN, Wanted
 from cbkd_jax.reporting import page, provenance, tables
 from cbkd_jax.reporting.analysis import Analysis
@@ -15,6 +15,7 @@ from cbkd_jax.reporting.section import Section
 from cbkd_jax.reporting.tables import Table
 from cbkd_jax.reporting.wording import percent
 from cbkd_jax.stages import Stage
+from cbkd_jax.student import read_model
 from cbkd_jax.summary import short
 
 _LISTED = 20  # classes up to which each has a row
@@ -29,7 +30,7 @@ def render(section: Section) -> str:
   """
   record, found = section.record, section.analysis
   summary, config = record.summary, record.config
-  model = workdir.read_json(record.directory / 'student' / 'model.json')
+  model = read_model(record.directory / 'student')
   command, given = provenance.command(record)
   device, student = summary['device'], summary['student']
   blocks = tables.blocks(section)
