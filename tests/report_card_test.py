@@ -22,7 +22,6 @@ def test_own_images_place_is_not_told(tmp_path):
     data__name='npz',
     data__dir='/home/me/x.npz',
   ).directory
-  (directory / 'command.txt').write_text('python -m cbkd_jax.train\n')
   text = _render(record.read(directory))
   _, front, body = text.split('---\n', 2)
   front = yaml.safe_load(front)
@@ -34,6 +33,16 @@ def test_own_images_place_is_not_told(tmp_path):
   }
   assert 'datasets' not in front
   assert '/home/me' not in text
+  assert str(tmp_path) not in text
+  assert '--config.data.dir=DATA' in text
+  assert '--workdir=WORKDIR' in text
+  (directory / 'command.txt').write_text(
+    'python -m cbkd_jax.train --workdir '
+    "'/home/me/a run' --config.data.dir=/home/me/x.npz --config.seed=3\n"
+  )
+  again = _render(record.read(directory))
+  assert '/home/me' not in again
+  assert '--config.seed=3' in again
   assert 'x.npz: 96 training images' in body
 
 

@@ -406,3 +406,30 @@ def test_a_large_picture_is_made_small():
   found = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), 1)
   assert found.shape == (56, 112, 3)
   assert tuple(found[5, 5, ::-1]) == (10, 200, 30)
+
+
+def test_a_confusions_cells_are_label_by_answer():
+  analysed = report_data.analysed(['a', 'b', 'c'], 7)
+  drawn = confusion_figures.confusion(analysed)
+  with style.settings(WIDE):
+    axes = drawn.draw(WIDE).axes[0]
+  shown = {
+    tuple(map(round, text.get_position())): text.get_text()
+    for text in axes.texts
+  }
+  wrong = analysed.confusion - np.diag(np.diag(analysed.confusion))
+  assert (wrong != wrong.T).any()
+  for (i, j), count in np.ndenumerate(analysed.confusion):
+    if count:
+      assert shown[j, i] == f'{count:,}'
+
+
+def test_ckas_lines_end_at_its_values():
+  drawn = cka_figure.cka(report_data.analysed())
+  with style.settings(WIDE):
+    axes = drawn.draw(WIDE).axes[0]
+  ends = [
+    line.get_xdata()[-1] for line in axes.lines if len(line.get_xdata()) == 2
+  ]
+  values = [value for _, value in report_data.analysed().cka]
+  assert ends[: len(values)] == pytest.approx(values)

@@ -25,6 +25,7 @@ from ml_collections import config_flags
 from cbkd_jax import config, workdir
 from cbkd_jax.errors import UserError
 from cbkd_jax.reporting import (
+  accuracy_figure,
   analysis,
   block_costs,
   building,
@@ -459,7 +460,49 @@ def test_runs_of_other_teachers_share_no_figure(tmp_path, undrawn, changes):
   assert 'finished. Their teachers or data differ: no figure has them' in text
   assert '<figure id="accuracy">' not in text
   assert '<figure id="size">' not in text
-  assert '<figure id="a-accuracy">' in text
+  for name in ('a', 'b'):
+    assert f'<figure id="{name}-accuracy">' in text
+  assert 'Side by side' in text
+  assert '>seeds</th>' in text
+
+
+def test_a_finished_run_without_its_student_has_no_card(tmp_path, undrawn):
+  run = report_data.write_run(tmp_path / 'run', report_data.summary())
+  shutil.rmtree(run.directory / 'student')
+  written = building.build(
+    [run.directory], out=None, analysed=True, console=tiny_run.console()
+  )
+  assert [path.name for path in written] == ['report.html']
+  assert 'holds no finished student' in written[0].read_text()
+
+
+def test_without_a_teacher_there_is_no_figure_of_accuracy(tmp_path):
+  run = report_data.write_run(tmp_path / 'run', report_data.summary())
+  phases = [phase for phase in run.phases if phase['name'] != 'teacher']
+  alone = dataclasses.replace(run, summary=None, finished=False, phases=phases)
+  assert accuracy_figure.accuracy(groups.group([run])) is not None
+  assert accuracy_figure.accuracy(groups.group([alone])) is None
+
+
+def test_a_log_that_is_no_text_is_one_line(tmp_path):
+  run = report_data.write_run(tmp_path / 'run', report_data.summary())
+  (run.directory / 'metrics.jsonl').write_bytes(b'\xff\xfe\n')
+  with pytest.raises(UserError, match=r'metrics\.jsonl: can not be read'):
+    record.read(run.directory)
+
+
+def test_the_tiles_numbers():
+  """Parameters and FLOPs shrink by other factors than one another."""
+  summary = report_data.summary()
+  summary['compression'] |= {'params_ratio': 5.5, 'flops_ratio': 2.25}
+  tiles = {tile['name']: tile for tile in page._tiles(summary)}
+  shown = {name: tile['value'] for name, tile in tiles.items()}
+  accuracy = summary['student']['accuracy']
+  assert shown['Accuracy'] == f'{accuracy:.2%}'.replace('%', '\xa0%')
+  teacher = f'{summary["teacher"]["accuracy"]:.2%}'.replace('%', '\xa0%')
+  assert f'teacher {teacher}' in tiles['Accuracy']['more']
+  assert shown['Parameters'] == '÷5.50'
+  assert shown['FLOPs per image'] == '÷2.25'
 
 
 def test_a_phase_is_named_once_in_its_warning(tmp_path):

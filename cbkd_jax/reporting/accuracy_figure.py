@@ -46,14 +46,12 @@ def _phases(group: Group) -> list[str]:
 
 
 def accuracy(groups: Sequence[Group]) -> Drawn | None:
-  """Accuracy after each stage; None where no stage is done."""
+  """Accuracy after each stage; None where none or no teacher is known."""
   groups = [group for group in groups if _phases(group)]
-  if not groups:
-    return None
   teachers = groups_.teacher_accuracies([r for g in groups for r in g.records])
-  rows = [{'run': 'teacher', 'phase': 'teacher', **_numbers(teachers)}] * bool(
-    teachers
-  )
+  if not teachers:
+    return None
+  rows = [{'run': 'teacher', 'phase': 'teacher', **_numbers(teachers)}]
   for group in groups:
     for phase in _phases(group):
       rows.append(

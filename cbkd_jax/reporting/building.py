@@ -1,5 +1,6 @@
 """A report's files: the page, the figures, the model card."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,11 @@ def write(
     for start, section in zip(page.prefixes(sections, bool(groups)), sections)
   ]
   html = page.render(shown, groups, across, table)
+  text = None
+  if not groups and sections[0].record.finished:
+    # Without its student there is none; the page says why.
+    with contextlib.suppress(UserError):
+      text = card.render(sections[0])
   with buckets.told(directory, '--workdir'):
     folder = directory / page.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,8 +126,7 @@ def write(
       rendered.write(folder)
     (directory / PAGE).write_text(html, encoding='utf-8')
     written = [directory / PAGE]
-    if not groups and sections[0].record.finished:
-      text = card.render(sections[0])
+    if text is not None:
       (directory / CARD).write_text(text, encoding='utf-8')
       written.append(directory / CARD)
   return written

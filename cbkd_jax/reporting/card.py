@@ -31,7 +31,7 @@ def render(section: Section) -> str:
   record, found = section.record, section.analysis
   summary, config = record.summary, record.config
   model = read_model(record.directory / 'student')
-  command, given = provenance.command(record)
+  command, given = provenance.command(record, public=True)
   device, student = summary['device'], summary['student']
   blocks = tables.blocks(section)
   environment = page.environment()

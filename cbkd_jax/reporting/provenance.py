@@ -2,12 +2,20 @@
 
 import datetime
 import shlex
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cbkd_jax import config, workdir
 from cbkd_jax.reporting.record import Record
 
 _LONG = 60  # characters of a line on a phone
+# Flags that say where the author's files are, and what others read there.
+_PLACES = {
+  'workdir': 'WORKDIR',
+  'from_workdir': 'OTHER_WORKDIR',
+  'config.data.dir': 'DATA',
+  'config.teacher.checkpoint': 'TEACHER',
+}
 
 
 class Field(NamedTuple):
@@ -33,31 +41,58 @@ def fields(record: Record) -> list[Field]:
   return sorted(found, key=lambda field: (field.default is None, field.name))
 
 
-def command(record: Record) -> tuple[str, bool]:
+def command(record: Record, *, public: bool = False) -> tuple[str, bool]:
   """The command of a run, and whether it is the one that was given.
 
   Where none was kept it is one that has the same config.
+
+  Args:
+    record: the run's.
+    public: leave out where its author's files are.
   """
   if record.command:
     lines = record.command.splitlines()
-    return '\n'.join(_folded(line) for line in lines), True
+    return '\n'.join(_folded(line, public) for line in lines), True
   default = _flat(config.defaults())
   parts = [
     'python -m cbkd_jax.train --config=configs/default.py',
-    f'--workdir={shlex.quote(str(record.directory))}',
+    _flag('workdir', str(record.directory), public),
   ]
   for name, value in _flat(record.config).items():
     if not _same(value, default.get(name)):
-      parts.append(f'--config.{name}={shlex.quote(_text(value))}')
+      parts.append(_flag(f'config.{name}', _text(value), public))
   return ' \\\n  '.join(parts), False
 
 
-def _folded(command: str) -> str:
+def _flag(name: str, value: str, public: bool) -> str:
+  value = _PLACES.get(name, value) if public else value
+  return f'--{name}={shlex.quote(value)}'
+
+
+def _without_places(parts: Sequence[str]) -> list[str]:
+  """Arguments, --flag=value or --flag value, as others are to see them."""
+  found: list[str] = []
+  place = None  # of the flag before, whose value comes now
+  for part in parts:
+    name, equals, _ = part.removeprefix('--').partition('=')
+    own = _PLACES.get(name) if part.startswith('--') else None
+    if own and equals:
+      found.append(f'--{name}={own}')
+    else:
+      found.append(place or part)
+    place = None if equals else own
+  return found
+
+
+def _folded(command: str, public: bool) -> str:
   """A long command with an argument a line."""
   try:
     parts = shlex.split(command)
   except ValueError:  # of a shell that we don't know
-    return command
+    return 'not shown' if public else command
+  if public:
+    parts = _without_places(parts)
+    command = shlex.join(parts)
   first = next((i for i, p in enumerate(parts) if p.startswith('--')), None)
   if len(command) < _LONG or not first:
     return command

@@ -83,9 +83,10 @@ def read(directory: Path, name: str | None = None) -> Record:
   summary = None
   if (directory / 'summary.json').exists():
     summary = workdir.read_json(directory / 'summary.json')
-  phases = _results(directory)
   if summary:
     phases = [{'name': 'teacher', **summary['teacher']}, *summary['stages']]
+  else:
+    phases = _results(directory)
   return Record(
     directory=directory,
     name=name or _parts(directory)[-1],
@@ -168,7 +169,10 @@ def _rows(directory: Path, finished: bool) -> list[dict[str, Any]]:
   path = directory / 'metrics.jsonl'
   if not path.exists():
     return []
-  lines, rows = path.read_text().splitlines(), []
+  try:
+    lines, rows = path.read_text().splitlines(), []
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'{path}: can not be read: {error}') from None
   for number, line in enumerate(lines, start=1):
     try:
       rows.append(json.loads(line))
