@@ -121,7 +121,8 @@ class Unusual(nn.Module):
   """What must not be folded, one thing after the other.
 
   A layer that is called twice; an output that is reshaped; a normalisation over
-  another axis. At the end one that has neither scale nor bias.
+  another axis; one that is called twice; one that is called by keyword. Before
+  these two one that has neither scale nor bias, and is folded.
   """
 
   @nn.compact
@@ -138,6 +139,10 @@ class Unusual(nn.Module):
     x = nn.BatchNorm(True, axis=1, name='rows')(x)
     x = nn.Conv(4, (1, 1), name='conv3')(x)
     x = nn.BatchNorm(True, use_bias=False, use_scale=False, name='bare')(x)
+    twice = norm(name='twice')
+    for name in 'conv4', 'conv5':
+      x = twice(nn.Conv(4, (1, 1), name=name)(x))
+    x = norm(name='named')(x=nn.Conv(4, (1, 1), name='conv6')(x))
     return BlockOutput(x, x, x)
 
 
@@ -151,12 +156,14 @@ def test_what_can_not_be_folded_stays():
     'again': None,
     'reshaped': None,
     'bare': 'conv3',
+    'twice': None,
   }
   np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
   params, batch_stats = folded.fold(variables, norms)
-  assert set(batch_stats[0]) == {'rows'}
+  assert set(batch_stats[0]) == {'rows', 'named'}
   assert set(params[0]) == {
-    *('shared', 'once', 'again', 'conv1', 'reshaped', 'conv2', 'rows', 'conv3')
+    *('shared', 'once', 'again', 'conv1', 'reshaped', 'conv2', 'rows', 'conv3'),
+    *('conv4', 'conv5', 'twice', 'conv6', 'named'),
   }
 
 

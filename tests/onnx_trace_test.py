@@ -305,6 +305,11 @@ def test_gives_what_jax_gives(name, tmp_path):
 def test_an_unknown_operation_is_named():
   with pytest.raises(UserError, match=r"'onnx' does not know .* 'sort' of JAX"):
     exported(lambda x: jnp.sort(x, 1), ())
+  # A loop is not its body, run once.
+  with pytest.raises(UserError, match=r"'onnx' does not know .* 'scan' of JAX"):
+    exported(
+      lambda x: jax.lax.scan(lambda c, _: (2 * c, None), x, length=3)[0], ()
+    )
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,6 @@ RULES: dict[str, Rule] = {
   'select_n': _select,
   'convert_element_type': _cast,
   'copy': _same,
-  'copy_p': _same,
   'name': _same,
   'stop_gradient': _same,
 }

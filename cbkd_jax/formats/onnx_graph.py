@@ -193,8 +193,6 @@ class Graph:
       if node.output in used:
         used.update(node.inputs)
         kept.append(node)
-    if result not in {node.output for node in kept}:
-      kept.insert(0, Node('Identity', [result], result, {}))
     self.nodes = kept[::-1]
     self._names = {self.images, output}
     names = {self.images: self.images}

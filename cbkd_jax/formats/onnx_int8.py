@@ -81,7 +81,6 @@ def quantize(
     'method': 'MinMax',
     'weights': 'int8 per output channel, symmetric; stored as uint8 around 128',
     'activations': 'uint8 per tensor, affine',
-    'float_layers': [],
     'float32_bytes': source.stat().st_size,
   }
 

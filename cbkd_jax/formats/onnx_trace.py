@@ -25,7 +25,6 @@ _WORDS = (
   'broadcast_in_dim',
   'convert_element_type',
   'copy',
-  'copy_p',
   'name',
   'reshape',
   'squeeze',
@@ -33,8 +32,16 @@ _WORDS = (
   'transpose',
 )
 
-# The parameters in which operations hold the program that they stand for.
-_PROGRAMS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
+# Operations that stand for a program, run once, and the parameter with it.
+# (A loop has one too, but is more.)
+_PROGRAMS = {
+  'jit': 'jaxpr',
+  'pjit': 'jaxpr',
+  'remat2': 'jaxpr',
+  'checkpoint': 'jaxpr',
+  'custom_jvp_call': 'call_jaxpr',
+  'custom_vjp_call': 'call_jaxpr',
+}
 
 
 def trace(
@@ -128,12 +135,11 @@ def _needed(jaxpr: Any) -> list[Any]:
 def _outputs(graph: Graph, eqn: Any, inputs: list[Tensor]) -> list[Tensor]:
   """The outputs of an equation."""
   name = eqn.primitive.name
-  for key in _PROGRAMS:
-    if key in eqn.params:
-      inner = eqn.params[key]
-      if not hasattr(inner, 'consts'):
-        inner = core.ClosedJaxpr(inner, ())
-      return _run(graph, inner, inputs)
+  if name in _PROGRAMS:
+    inner = eqn.params[_PROGRAMS[name]]
+    if not hasattr(inner, 'consts'):
+      inner = core.ClosedJaxpr(inner, ())
+    return _run(graph, inner, inputs)
   if name == 'optimization_barrier':
     return inputs
   if name == 'split':

@@ -166,8 +166,11 @@ def _on_inputs(fn: Callable[[str, Array], Array]) -> Callable[..., Any]:
 
   def intercept(call, args, kwargs, context):
     if isinstance(context.module, nn.Conv | nn.Dense):
-      x, *rest = args
-      args = (fn('/'.join(context.module.path), x), *rest)
+      name = '/'.join(context.module.path)
+      if args:
+        args = fn(name, args[0]), *args[1:]
+      else:
+        kwargs = {**kwargs, 'inputs': fn(name, kwargs['inputs'])}
     return call(*args, **kwargs)
 
   return intercept

@@ -60,6 +60,7 @@ def find(
     image_shape: (height, width, channels).
   """
   layers: Counter[Place] = Counter()
+  norms: Counter[Place] = Counter()
   epsilons: dict[Place, float] = {}
 
   def mark(part: int, call: Callable, args: Any, kwargs: Any, context: Any):
@@ -69,6 +70,7 @@ def find(
       layers[place] += 1
       return checkpoint_name(call(*args, **kwargs), _name(place))
     if _is_norm(context, args, kwargs):
+      norms[place] += 1
       epsilons[place] = context.module.epsilon
       return checkpoint_name(args[0], _name(place))
     return call(*args, **kwargs)
@@ -87,6 +89,8 @@ def find(
   once = {_name(place): place for place, n in layers.items() if n == 1}
 
   def into(place: Place) -> Place | None:
+    if norms[place] > 1:  # each of its calls reads something else
+      return None
     source = reads.get(_name(place))
     return once.get(writers.get(source)) if readers[source] == 1 else None
 
@@ -200,6 +204,8 @@ def _is_layer(context: Any) -> bool:
 def _is_norm(context: Any, args: Any, kwargs: Any) -> bool:
   module = context.module
   if context.method_name != '__call__' or type(module) is not nn.BatchNorm:
+    return False
+  if not args:  # called by keyword
     return False
   running = kwargs.get('use_running_average', (*args, None)[1])
   if running is None:
