@@ -66,8 +66,12 @@ class Monitor:
       # Never longer: a log that someone has cut is not filled up with zeros.
       file.truncate(min(position, self._path.stat().st_size))
     self._file = self._path.open('a')
+    # By its own name a file is of a second: that of a phase which begins in
+    # the same one would take its place.
     self._board = tensorboardX.SummaryWriter(
-      str(self._tensorboard_dir), purge_step=global_step + 1
+      str(self._tensorboard_dir),
+      purge_step=global_step + 1,
+      filename_suffix=f'.{time.time_ns()}',
     )
 
   def position(self) -> int:

@@ -77,6 +77,18 @@ def test_tensorboard_has_every_figure_on_the_axis_of_all_steps(tmp_path):
   assert scalars == [('loss', 103, 0.5)]
 
 
+def test_phases_of_one_second_have_a_file_each(tmp_path, monkeypatch):
+  monkeypatch.setattr(time, 'time', lambda: 1_700_000_000.0)
+  monitor = Monitor(tmp_path, _console())
+  for step in 1, 2:
+    monitor.open(0, step - 1)
+    monitor.write('teacher', step, step, {'loss': 1.0})
+    monitor.close()
+  files = list((tmp_path / 'tensorboard').iterdir())
+  assert len(files) == 2
+  assert all(b'loss' in path.read_bytes() for path in files)
+
+
 def test_tensorboard_keeps_what_was_written_at_the_step_of_a_resume(tmp_path):
   """It drops what has at least the step that the next file names."""
   monitor = Monitor(tmp_path, _console())
